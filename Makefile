@@ -1,0 +1,41 @@
+# medcoss bundle collection. Every target works on a fresh clone; `install` is run when needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+DEMO_DIR ?= runs/demo
+SAMPLE_DIR ?= sample_data
+CHAIN := bundles/medcoss_continual_pretraining/configs
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test lint bundles ui clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(INSTALLED)
+
+demo: install ## fetch the sample data and run the five-stage chain on the CPU
+	$(BIN)/medcoss sample fetch $(SAMPLE_DIR)
+	$(BIN)/python -m monai.bundle run --config_file "['$(CHAIN)/train.json','$(CHAIN)/demo.json']" \
+		--sample_dir $(SAMPLE_DIR) --output_dir $(DEMO_DIR)
+
+test: install lint ## bundles up to date, all tests, coverage of the package at least 90 %
+	$(BIN)/medcoss bundles build --check
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90 -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bundles: install ## write the bundles' JSON configs from the templates
+	$(BIN)/medcoss bundles build
+
+ui: install ## open the tracked runs of the demo (or DEMO_DIR=...) in MLflow
+	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(DEMO_DIR))/mlruns.db}"
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mlflow .mypy_cache
