@@ -1,0 +1,1 @@
+"""Embeddings, encoder and the pre-training model."""

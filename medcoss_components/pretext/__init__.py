@@ -1,0 +1,1 @@
+"""Masked image and masked language modelling."""

@@ -1,0 +1,264 @@
+"""Reading, writing, comparing and importing weights.
+
+Files are read with safetensors or ``torch.load(weights_only=True)``; of the pickled extras of published checkpoints
+only ``argparse.Namespace`` is admitted, and dropped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medcoss_components.errors import InputError
+from medcoss_components.files import atomic_path, check_archive
+from medcoss_components.networks.embeddings import interpolate_grid
+from medcoss_components.networks.pretraining import ENCODER_PREFIXES, PRETEXT_PREFIXES, PretrainingModel
+from medcoss_components.networks.published import from_published, is_published
+
+STAGE_FILES = ("model.pt", "encoder.safetensors")
+PARTS = {"encoder": ENCODER_PREFIXES, "all": ENCODER_PREFIXES + PRETEXT_PREFIXES}
+GRID_TABLES = (
+    "image_embedding.tokenizers.2d.position",
+    "image_embedding.tokenizers.3d.position",
+    "decoder.positions.2d.grid",
+    "decoder.positions.3d.grid",
+)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What happened to every tensor when weights were loaded.
+
+    Attributes:
+        loaded: names copied as they are.
+        interpolated: position tables resized to another grid.
+        initialised: names that kept their first values.
+        unexpected: names of the source that the model has no place for.
+        dropped: tables, or rows of them, of a published checkpoint that the network never reads.
+    """
+
+    loaded: tuple[str, ...] = ()
+    interpolated: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        line = f"{len(self.loaded)} tensors loaded"
+        for label in ("interpolated", "initialised", "unexpected", "dropped"):
+            names = getattr(self, label)
+            line += f", {len(names)} {label}" + (f" ({_some(names)})" if names else "")
+        return line
+
+
+def _some(names: Sequence[str], limit: int = 4) -> str:
+    """The first few names and how many more there are."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _weights_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if path.is_dir():
+        found = [path / name for name in STAGE_FILES if (path / name).is_file()]
+        if found:
+            return found[0]
+        raise InputError(f"{path}: holds no {' or '.join(STAGE_FILES)}. Give a weights file or a finished stage.")
+    raise InputError(f"{path}: no such file or folder. Give a .pt, .pth or .safetensors file, or a stage folder.")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}). Fetch or write it again.") from error
+
+
+def _read_torch(path: Path) -> Any:
+    check_archive(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: holds more than tensors, or is no weights file; not read ({reason}).") from error
+    except (RuntimeError, LookupError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: not a whole weights file ({reason}). Fetch or write it again.") from error
+
+
+def _flat_state(content: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file: flat, or under "model" as in published checkpoints."""
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path}: must hold a mapping of names to tensors, holds {type(content).__name__}.")
+    wrong = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise InputError(f"{path}: {_some(wrong)} is no tensor. Give a file of names and tensors.")
+    return dict(content)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read tensors by name, on the CPU.
+
+    Args:
+        path: a .safetensors file; a .pt or .pth file that is flat or keeps its tensors under "model"; or a stage
+            folder, whose model.pt (else encoder.safetensors) is read.
+
+    Raises:
+        InputError: when there is no such file, it is damaged, or holds anything but tensors; the message names it.
+    """
+    file = _weights_file(Path(path))
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return _flat_state(content, file)
+
+
+def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors by name, atomically: safetensors for that suffix, else a flat ``torch.save``.
+
+    Same tensors, same bytes.
+
+    Raises:
+        InputError: when ``state`` is empty.
+    """
+    if not state:
+        raise InputError(f"{path}: no tensors to write.")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with atomic_path(path) as partial:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import save
+
+            partial.write_bytes(save({name: value.clone() for name, value in tensors.items()}))
+            return
+        with open(partial, "wb") as stream:  # given a stream, torch does not put the file's name into the archive
+            torch.save(tensors, stream)
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (64 hexadecimal digits) of names, types, shapes and bytes, whatever the order and device."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _our_state(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """State under our names, dropped and unexpected published names."""
+    state = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    if not is_published(state):
+        return state, (), ()
+    conversion = from_published(state)
+    return conversion.state, conversion.dropped, conversion.unexpected
+
+
+def _fitted(name: str, value: Tensor, wanted: Tensor) -> Tensor | None:
+    """``value`` in the shape of ``wanted``; position tables are resized; None when it cannot be."""
+    if value.shape == wanted.shape:
+        return value
+    if name in GRID_TABLES and value.ndim == wanted.ndim and value.shape[-1] == wanted.shape[-1]:
+        return interpolate_grid(value.float(), wanted.shape[:-1])
+    return None
+
+
+def _check_complete(problems: Sequence[str], parts: str, origin: str) -> None:
+    if problems:
+        raise InputError(
+            f"{origin}: does not hold the {parts} weights of this model: {_some(problems, 12)}. Use the preset and "
+            "vocabulary of the source, or list the names in allow_initialised to start those afresh."
+        )
+
+
+def load_initial_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    parts: str = "encoder",
+    allow_initialised: Sequence[str] = (),
+) -> LoadReport:
+    """Start a model from weights of an earlier stage, another chain, a published checkpoint or Uni-Perceiver.
+
+    Args:
+        model: the model to fill, in place.
+        source: what :func:`read_weights` reads, or a mapping of names to tensors; ours or the published names.
+        parts: "encoder" (encoder, tokenizers, class token) or "all" (decoder and text head as well).
+        allow_initialised: beginnings of names that may be absent or of another shape; they keep their first values.
+
+    Returns:
+        A report that lists every name.
+
+    Raises:
+        InputError: when another name of the asked parts is absent or has another shape. Nothing is changed then.
+    """
+    if parts not in PARTS:
+        raise InputError(f"parts={parts!r} must be one of {', '.join(PARTS)}.")
+    state, dropped, unexpected = _our_state(source)
+    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(PARTS[parts])}
+    fitted = {name: _fitted(name, state[name], value) for name, value in wanted.items() if name in state}
+    usable = {name: value for name, value in fitted.items() if value is not None}
+    initialised = tuple(name for name in wanted if name not in usable)
+    allowed = tuple(allow_initialised)
+    problems = [_describe(name, state, wanted) for name in initialised if not (allowed and name.startswith(allowed))]
+    _check_complete(problems, parts, "source" if isinstance(source, Mapping) else str(source))
+    with torch.no_grad():
+        for name, value in usable.items():
+            wanted[name].copy_(value)
+    resized = tuple(name for name, value in usable.items() if value.shape != state[name].shape)
+    others = set(state) - set(model.state_dict())
+    strangers = {name for name in others if name.startswith(PARTS[parts]) or not name.startswith(PARTS["all"])}
+    return LoadReport(
+        loaded=tuple(name for name in usable if name not in resized),
+        interpolated=resized,
+        initialised=initialised,
+        unexpected=tuple(sorted(strangers)) + unexpected,
+        dropped=dropped,
+    )
+
+
+def _describe(name: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    if name not in state:
+        return f"{name} (absent)"
+    return f"{name} (has {tuple(state[name].shape)}, needs {tuple(wanted[name].shape)})"
+
+
+def pretraining_model_from_medcoss(state_dict: Mapping[str, Tensor]) -> PretrainingModel:
+    """Build the published network from the published checkpoint.
+
+    Args:
+        state_dict: the published names and tensors, or the whole checkpoint that keeps them under "model".
+
+    Returns:
+        A ``vit_base`` model with causal text attention and learned decoder positions, in evaluation mode. Its tensors
+        are copies. Tables that the network never reads are dropped: ``from_published(state_dict).dropped`` lists them.
+
+    Raises:
+        InputError: when names are absent, unknown or of another shape; the message lists them.
+    """
+    conversion = from_published(_flat_state(state_dict, Path("state_dict")))
+    with torch.device("meta"):
+        model = PretrainingModel(preset="vit_base", text_attention="causal", decoder_positions="learned")
+    wanted = model.state_dict()
+    problems = [
+        _describe(name, conversion.state, wanted)
+        for name, value in wanted.items()
+        if name not in conversion.state or conversion.state[name].shape != value.shape
+    ]
+    problems += [f"{name} (unknown)" for name in conversion.unexpected]
+    if problems:
+        raise InputError(f"state_dict: not the published MedCoSS checkpoint: {_some(problems, 12)}.")
+    model.load_state_dict(conversion.state, assign=True)
+    return model.eval()
