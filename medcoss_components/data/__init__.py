@@ -1,0 +1,1 @@
+"""Modalities, manifests, readers, prepared stores and the sampler."""

@@ -1,0 +1,1 @@
+"""One module per data set: from its published layout to manifest items."""

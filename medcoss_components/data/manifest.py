@@ -1,0 +1,328 @@
+"""The manifest: what a data set is, and which items belong to which split.
+
+A manifest is a JSON file (``schemas/manifest.schema.json``) that MONAI's ``load_decathlon_datalist`` also reads:
+
+    {"schema_version": 1, "name": "my-films", "version": "1", "modality": "xray", "licence": "...", "source": "...",
+     "training": [{"id": "a1", "image": "films/a1.dcm", "label": 0, "group": "5f1c"}], "validation": [], "testing": []}
+
+Paths are relative to the manifest's folder, or to ``dataset_dir`` where one is given. Long lists sit in a Parquet file
+beside it (``items_file``); the lists in the JSON are then empty. Checks of the files themselves: ``manifest_check.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from glob import escape
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medcoss_components.data.modalities import BUILT_IN, Modality, get_modality
+from medcoss_components.errors import InputError
+from medcoss_components.files import atomic_path, read_json, write_json
+
+if TYPE_CHECKING:
+    from medcoss_components.data.manifest_check import Problem
+
+SCHEMA_VERSION = 1
+SPLITS = ("training", "validation", "testing")
+ITEM_COLUMNS = ("split", "id", "image", "text", "label", "group")
+PARQUET_ABOVE = 5000
+_TEXT_KEYS = ("name", "version", "licence", "source", "attribution", "intensity_unit", "description")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a data set.
+
+    Args:
+        id: unique in the manifest.
+        image: image file, volume file or DICOM folder; None for text.
+        text: the text itself; None for images.
+        label: class, list of classes or relative path of a mask; None when unlabelled.
+        group: salted hash of the patient (or of what else must not be split).
+    """
+
+    id: str
+    image: Path | None = None
+    text: str | None = None
+    label: Any = None
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A data set: description and items by split.
+
+    Args:
+        name, version, licence, source: see the schema; change ``version`` when files change under the same names.
+        modality: entry, or anything :func:`~medcoss_components.data.modalities.get_modality` takes.
+        root: folder that paths are relative to; relative ``Item.image`` paths are joined to it.
+        training, validation, testing: items of each split.
+        attribution, intensity_unit, description: text for people.
+        preparation: settings of the store that this data set needs.
+
+    Raises:
+        InputError: an item without id or group, or with content of the wrong kind for the modality.
+    """
+
+    name: str
+    version: str
+    modality: Modality
+    licence: str
+    source: str
+    root: Path
+    training: tuple[Item, ...] = ()
+    validation: tuple[Item, ...] = ()
+    testing: tuple[Item, ...] = ()
+    attribution: str = ""
+    intensity_unit: str = ""
+    description: str = ""
+    preparation: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modality", get_modality(self.modality))
+        object.__setattr__(self, "root", Path(os.path.abspath(self.root)))
+        for split in SPLITS:
+            items = tuple(self._complete(split, index, item) for index, item in enumerate(getattr(self, split)))
+            object.__setattr__(self, split, items)
+
+    def _complete(self, split: str, index: int, item: Item) -> Item:
+        """Check one item and join its path to the root."""
+        wanted, other = ("text", "image") if self.modality.dimension == 1 else ("image", "text")
+        where = f"manifest {self.name}: {split}[{index}]"
+        for key in ("id", "group"):
+            if not isinstance(value := getattr(item, key), str) or not value:
+                raise InputError(f"{where}: {key} must be a non-empty string, got {value!r}.")
+        if getattr(item, wanted) is None or getattr(item, other) is not None:
+            raise InputError(
+                f"{where} ({item.id}): an item of the {self.modality.dimension}D modality {self.modality.name} has "
+                f"{wanted!r} and no {other!r}."
+            )
+        if item.image is None or (isinstance(item.image, Path) and item.image.is_absolute()):
+            return item
+        return Item(item.id, self.root / item.image, item.text, item.label, item.group)
+
+    def items(self, split: str = "training") -> tuple[Item, ...]:
+        """Items of a split.
+
+        Raises:
+            InputError: no such split.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        return getattr(self, split)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of items per split."""
+        return {split: len(self.items(split)) for split in SPLITS}
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of what decides the samples: name, version, modality name, unit, preparation and all items.
+
+        Paths count relative to ``root``, so that a data set that moved as a whole keeps its hash. Licence, source and
+        other texts for people do not count, nor do the bytes of the files: ``version`` says that those changed.
+        """
+        header = [self.name, self.version, self.modality.name, self.intensity_unit, self.preparation]
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+        for split in SPLITS:
+            for item in self.items(split):
+                digest.update(json.dumps([split, *_item_values(item, self.root).values()]).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def _item_values(item: Item, base: Path) -> dict[str, Any]:
+    """An item as JSON values with the image path relative to ``base``, in POSIX form."""
+    image = None if item.image is None else _relative(str(item.image), str(base))
+    return {"id": item.id, "image": image, "text": item.text, "label": item.label, "group": item.group}
+
+
+def _relative(path: str, base: str) -> str:
+    prefix = base + os.sep
+    relative = path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, base)
+    return relative.replace(os.sep, "/")
+
+
+@cache
+def manifest_schema() -> dict[str, Any]:
+    """The JSON schema of manifests (the same text as ``data_manifests/manifest.schema.json``)."""
+    text = resources.files("medcoss_components.data").joinpath("schemas/manifest.schema.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def read_manifest(path: str | Path, dataset_dir: str | Path | None = None) -> Manifest:
+    """Read a manifest; files it lists are not touched.
+
+    Args:
+        path: the JSON file.
+        dataset_dir: folder that paths are relative to; default: the manifest's folder.
+
+    Raises:
+        InputError: missing file, broken JSON or Parquet, a rule of the schema broken (place and rule are named), counts
+            that do not fit the items, or dataset_dir that is no folder.
+    """
+    path = Path(path)
+    content = read_json(path)
+    _check_schema(content, path)
+    if dataset_dir is not None and not Path(dataset_dir).is_dir():
+        raise InputError(f"dataset_dir {dataset_dir}: no such folder. Give the folder that the paths start from.")
+    texts: dict[str, Any] = {key: content.get(key, "") for key in _TEXT_KEYS}
+    manifest = Manifest(
+        modality=get_modality(content["modality"]),
+        root=Path(dataset_dir if dataset_dir is not None else path.parent),
+        preparation=content.get("preparation", {}),
+        **(texts | _read_items(content, path)),
+    )
+    if (expected := content.get("counts")) is not None and {**dict.fromkeys(SPLITS, 0), **expected} != manifest.counts:
+        raise InputError(f"{path}: counts say {expected}, the lists hold {manifest.counts}. Rebuild the manifest.")
+    return manifest
+
+
+def _check_schema(content: Any, path: Path) -> None:
+    """Raise on the first broken rule. Values inside items are never shown: they may be text of patients."""
+    from jsonschema import Draft202012Validator
+
+    error = next(Draft202012Validator(manifest_schema()).iter_errors(content), None)
+    if error is None:
+        return
+    inside_item = bool(error.path) and error.path[0] in SPLITS
+    received = f"got {type(error.instance).__name__}" if inside_item else f"got {str(error.instance)[:80]!r}"
+    detail = error.message if error.validator in ("required", "additionalProperties") and not inside_item else received
+    if error.validator == "required" and inside_item:
+        detail = error.message
+    raise InputError(
+        f"{path}: at {error.json_path}: breaks the rule {error.validator!r} = "
+        f"{json.dumps(error.validator_value)[:200]} of manifest.schema.json ({detail})."
+    )
+
+
+def _read_items(content: Mapping[str, Any], path: Path) -> dict[str, tuple[Item, ...]]:
+    inline = {split: tuple(_make_item(entry) for entry in content[split]) for split in SPLITS}
+    if "items_file" not in content:
+        return inline
+    if any(inline.values()):
+        raise InputError(f"{path}: has items_file and inline items; keep items in one place.")
+    return _read_parquet(path.parent / content["items_file"])
+
+
+def _make_item(entry: Mapping[str, Any]) -> Item:
+    image = entry.get("image")
+    return Item(
+        id=entry["id"],
+        image=None if image is None else Path(image),
+        text=entry.get("text"),
+        label=entry.get("label"),
+        group=entry["group"],
+    )
+
+
+def _read_parquet(path: Path) -> dict[str, tuple[Item, ...]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, but the manifest's items_file names it. Keep both files together.")
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({error}). Restore or rebuild it.") from error
+    if missing := [name for name in ("split", "id", "group") if name not in table.column_names]:
+        raise InputError(f"{path}: misses the columns {missing}; needed: {', '.join(ITEM_COLUMNS)}.")
+    items: dict[str, list[Item]] = {split: [] for split in SPLITS}
+    for row in table.select([name for name in ITEM_COLUMNS if name in table.column_names]).to_pylist():
+        if row["split"] not in items:
+            raise InputError(f"{path}: split must be one of {', '.join(SPLITS)}, got {row['split']!r}.")
+        items[row["split"]].append(_make_item(row))
+    return {split: tuple(entries) for split, entries in items.items()}
+
+
+def write_manifest(
+    manifest: Manifest, path: str | Path, *, dataset_dir: str | Path | None = None, parquet_above: int = PARQUET_ABOVE
+) -> Path:
+    """Write a manifest atomically; with more than ``parquet_above`` items the lists go to a Parquet file beside it.
+
+    Args:
+        manifest: what to write.
+        path: the JSON file.
+        dataset_dir: folder that written paths are relative to (give the same to :func:`read_manifest`); default: the
+            folder of ``path``.
+        parquet_above: number of items up to which they stay in the JSON.
+
+    Returns:
+        ``path`` as a ``Path``.
+
+    Raises:
+        InputError: labels of several kinds in a Parquet list.
+    """
+    path = Path(path)
+    base = Path(os.path.abspath(dataset_dir if dataset_dir is not None else path.parent))
+    header: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    header |= {key: getattr(manifest, key) for key in _TEXT_KEYS if getattr(manifest, key)}
+    header["modality"] = _modality_reference(manifest.modality)
+    header |= {"preparation": manifest.preparation} if manifest.preparation else {}
+    header["counts"] = manifest.counts
+    lists: dict[str, list] = {split: [] for split in SPLITS}
+    if sum(manifest.counts.values()) > parquet_above:
+        header["items_file"] = _write_parquet(manifest, path, base)
+    else:
+        lists = {split: [_drop_none(_item_values(item, base)) for item in manifest.items(split)] for split in SPLITS}
+    content = header | lists
+    _check_schema(content, path)
+    write_json(path, content)
+    _remove_older_lists(path, header.get("items_file"))
+    return path
+
+
+def _modality_reference(modality: Modality) -> str | dict[str, Any]:
+    """The name for an entry as shipped with the package, else the whole entry, so that a reader can register it."""
+    return modality.name if BUILT_IN.get(modality.name) == modality else modality.to_dict()
+
+
+def _drop_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _write_parquet(manifest: Manifest, path: Path, base: Path) -> str:
+    """Write the items under a name made from their hash, so that an interrupted rewrite never mixes old and new."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"split": split, **_item_values(item, base)} for split in SPLITS for item in manifest.items(split)]
+    columns: dict[str, Any] = {name: pyarrow.array([row[name] for row in rows], pyarrow.string()) for name in _plain()}
+    try:
+        columns["label"] = pyarrow.array([row["label"] for row in rows])
+    except pyarrow.ArrowException as error:
+        raise InputError(f"manifest {manifest.name}: labels must be all of one kind ({error}).") from error
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    name = f"{path.stem}.items-{digest[:12]}.parquet"
+    with atomic_path(path.with_name(name)) as partial:
+        pyarrow.parquet.write_table(pyarrow.table(columns), partial, compression="zstd")
+    return name
+
+
+def _plain() -> Iterable[str]:
+    return (name for name in ITEM_COLUMNS if name != "label")
+
+
+def _remove_older_lists(path: Path, kept: str | None) -> None:
+    for old in path.parent.glob(f"{escape(path.stem)}.items-*.parquet"):
+        if old.name != kept:
+            old.unlink(missing_ok=True)
+
+
+def check_manifest(
+    manifest: Manifest | str | Path, *, open_files: bool = True, workers: int | None = None
+) -> list[Problem]:
+    """Check a manifest and its files; see :func:`medcoss_components.data.manifest_check.find_problems`."""
+    from medcoss_components.data.manifest_check import find_problems
+
+    if not isinstance(manifest, Manifest):
+        manifest = read_manifest(manifest)
+    return find_problems(manifest, open_files=open_files, workers=workers)

@@ -1,0 +1,203 @@
+"""Checks of a manifest and of the files that it lists. Nothing is changed; findings come back as a list."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medcoss_components.data.manifest import SPLITS, Item, Manifest
+from medcoss_components.data.modalities import Modality
+from medcoss_components.data.readers import read_image, read_volume
+from medcoss_components.errors import InputError
+from medcoss_components.files import sha256_file, sha256_json
+from medcoss_components.progress import progress
+
+SEVERITIES = ("error", "warning", "info")
+MINIMUM_SIZE = 16
+"""Smallest plausible side of an image, and of a volume in at least two directions."""
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding.
+
+    Args:
+        severity: "error" (training on it would be wrong or fail), "warning" or "info".
+        rule: short name of the rule, for example "group-across-splits".
+        where: split and item, group or file.
+        message: what is wrong and what to do.
+    """
+
+    severity: str
+    rule: str
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.rule}: {self.where}: {self.message}"
+
+
+Place = tuple[str, Item]
+
+
+def find_problems(manifest: Manifest, *, open_files: bool = True, workers: int | None = None) -> list[Problem]:
+    """Apply every rule to a manifest.
+
+    Rules: items present, ids unique, no group in two splits, no empty text, files exist, paths inside the data set's
+    folder, files open with the right dimension, DICOM modality, channels and a plausible size and content, no content
+    twice, validation labels known from training; and the label counts of each split as information.
+
+    Args:
+        manifest: what to check.
+        open_files: read every file (slow for large sets); without it files only have to exist.
+        workers: threads that read; default: number of processors, at most 8.
+
+    Returns:
+        Problems, errors first, otherwise in the order of the rules and of the items.
+    """
+    places = [(split, item) for split in SPLITS for item in manifest.items(split)]
+    problems = [*_check_lists(places), *_check_groups(places), *_check_texts(places), *_check_labels(places)]
+    with_files = [place for place in places if place[1].image is not None]
+    problems += _check_paths(with_files, manifest.root)
+    present = [place for place in with_files if place[1].image is not None and place[1].image.exists()]
+    problems += _check_duplicate_files(present)
+    if open_files:
+        problems += _open_all(present, manifest.modality, workers)
+    return sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
+
+
+def _where(place: Place) -> str:
+    return f"{place[0]} item {place[1].id}"
+
+
+def _list(values: Iterable[Any]) -> str:
+    shown = [str(value) for value in values]
+    return ", ".join(shown[:_SHOWN]) + (f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else "")
+
+
+def _check_lists(places: list[Place]) -> Iterator[Problem]:
+    if not any(split == "training" for split, _ in places):
+        yield Problem("error", "no-items", "training", "the split is empty. List at least one item.")
+    for identifier, count in Counter(item.id for _, item in places).items():
+        if count > 1:
+            message = f"the id stands {count} times; ids are unique over all splits."
+            yield Problem("error", "duplicate-id", f"item {identifier}", message)
+
+
+def _check_groups(places: list[Place]) -> Iterator[Problem]:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for split, item in places:
+        splits[item.group].add(split)
+    for group, found in splits.items():
+        if len(found) > 1:
+            names = ", ".join(split for split in SPLITS if split in found)
+            message = f"the group has items in {names}; a patient belongs to one split. Move the items together."
+            yield Problem("error", "group-across-splits", f"group {group}", message)
+
+
+def _check_texts(places: list[Place]) -> Iterator[Problem]:
+    seen: dict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        if (text := place[1].text) is None:
+            continue
+        if not text.strip():
+            yield Problem("error", "empty-text", _where(place), "the text is empty. Leave the item out.")
+        else:
+            seen[sha256_json(" ".join(text.split()))].append(place)
+    repeated = [found for found in seen.values() if len(found) > 1]
+    if repeated:
+        message = f"{len(repeated)} texts stand more than once ({sum(map(len, repeated))} items). Keep one of each."
+        yield Problem("warning", "duplicate-content", f"items {_list(found[0][1].id for found in repeated)}", message)
+
+
+def _check_labels(places: list[Place]) -> Iterator[Problem]:
+    counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for split, item in places:
+        if isinstance(item.label, (str, int, float, bool)):
+            counts[split][str(item.label)] += 1
+    for split in SPLITS:
+        unknown = sorted(set(counts[split]) - set(counts["training"]))
+        if unknown and counts["training"]:
+            message = f"labels that no training item has: {_list(unknown)}. Check the split."
+            yield Problem("warning", "label-unknown", split, message)
+        if counts[split]:
+            ranking = ", ".join(f"{label}: {count}" for label, count in counts[split].most_common(20))
+            yield Problem("info", "label-counts", split, ranking)
+
+
+def _check_paths(places: list[Place], root: Path) -> Iterator[Problem]:
+    for place in places:
+        path = place[1].image
+        if path is not None and not path.exists():
+            message = f"{path} does not exist. Restore it, leave the item out, or give the right dataset_dir."
+            yield Problem("error", "missing-file", _where(place), message)
+    outside = [item.id for _, item in places if root not in Path(os.path.normpath(str(item.image))).parents]
+    if outside:
+        message = f"{len(outside)} files lie outside {root}; the data set cannot move as a whole."
+        yield Problem("warning", "path-outside", f"items {_list(outside)}", message)
+
+
+def _check_duplicate_files(places: list[Place]) -> Iterator[Problem]:
+    """Files of equal size are hashed; equal ones are an error across splits, a warning within one."""
+    by_size: dict[int, list[Place]] = defaultdict(list)
+    for place in places:
+        by_size[sum(file.stat().st_size for file in _files(place))].append(place)
+    by_content: dict[str, list[Place]] = defaultdict(list)
+    for candidates in by_size.values():
+        for place in candidates if len(candidates) > 1 else ():
+            by_content[sha256_json(sorted(sha256_file(file) for file in _files(place)))].append(place)
+    for found in by_content.values():
+        if len(found) > 1:
+            across = len({split for split, _ in found}) > 1
+            message = (
+                f"{len(found)} items have the same content{' in several splits' if across else ''}. Keep one of them."
+            )
+            where = f"items {_list(item.id for _, item in found)}"
+            yield Problem("error" if across else "warning", "duplicate-content", where, message)
+
+
+def _files(place: Place) -> list[Path]:
+    path = Path(str(place[1].image))
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _open_all(places: list[Place], modality: Modality, workers: int | None) -> list[Problem]:
+    check = partial(_open_one, modality=modality)
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        findings = progress(pool.map(check, places), description="check files", total=len(places), unit="file")
+        return [problem for found in findings for problem in found]
+
+
+def _open_one(place: Place, modality: Modality) -> list[Problem]:
+    reader: Callable[..., Any] = {2: read_image, 3: read_volume}[modality.dimension]
+    try:
+        array = reader(place[1].image, expected_modality=modality.dicom_modalities).array
+    except InputError as error:
+        return [Problem("error", "unreadable-file", _where(place), str(error))]
+    return [Problem("warning", rule, _where(place), message) for rule, message in _implausible(array, modality)]
+
+
+def _implausible(array: np.ndarray, modality: Modality) -> Iterator[tuple[str, str]]:
+    """Rule and message for each reason to doubt that ``array`` is a sample of ``modality``."""
+    spatial = array.shape[:2] if modality.dimension == 2 else array.shape
+    if sorted(spatial)[-2] < MINIMUM_SIZE or min(spatial[-2:]) < 2:
+        yield (
+            "shape",
+            f"the size {spatial} is below {MINIMUM_SIZE} in two directions; is this a whole {modality.name} item?",
+        )
+    if array.min() == array.max():
+        yield "constant", f"every value is {array.flat[0]}; the item carries no content."
+    colour = array.ndim == 3 and modality.dimension == 2 and bool((array != array[..., :1]).any())
+    if modality.dimension == 2 and colour != (modality.stored_channels == 3):
+        yield "channels", f"the image is {'colour' if colour else 'grey'}; {modality.name} is stored otherwise."
+    if modality.intensity == "hounsfield" and array.min() > -200:
+        yield "intensity", f"the smallest value is {array.min()}; CT in Hounsfield units has air near -1000."

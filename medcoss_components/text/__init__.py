@@ -1,0 +1,1 @@
+"""Vocabularies: byte-pair training and WordPiece loading."""
