@@ -1,0 +1,1 @@
+"""Mixup, distillation, exemplar selection and the rehearsal buffer."""

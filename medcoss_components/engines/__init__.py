@@ -1,0 +1,1 @@
+"""Pre-trainer, stage, chain and their handlers."""

@@ -1,0 +1,290 @@
+"""The chain: stages one after the other, each from the weights and buffers of those before."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+from monai.bundle import ConfigParser
+
+from medcoss_components.continual.buffer import BUFFER_NAME
+from medcoss_components.continual.strategies import get_strategy
+from medcoss_components.data.modalities import get_modality
+from medcoss_components.engines.stage import STEPS, PretrainingStage
+from medcoss_components.errors import InputError
+from medcoss_components.files import read_json, remove_partial, write_json
+from medcoss_components.tracking.report import summary_table, write_report
+from medcoss_components.tracking.runs import TrackedRun, open_tracking
+
+logger = logging.getLogger(__name__)
+
+CHAIN_FILE = "chain.json"
+FORMAT = 1
+
+
+class PretrainingChain:
+    """Continual pre-training over any number of modalities, in any order (METHOD section 1).
+
+    Each stage is the stage config with some keys set: its modality and manifest, the weights of the stage before,
+    the buffers of all stages before. ``chain.json`` records each finished step; running the same command again goes
+    on where it stopped.
+
+    Args:
+        stage_config: JSON config of one stage (the chain bundle's ``configs/stage.json``).
+        stages: one entry a stage, in order: ``{"modality": name, "data_manifest": path}`` and any other key of the
+            stage config.
+        output_dir: receives chain.json, one folder a stage, REPORT.html and the tracking database.
+        stage_settings: keys of the stage config that hold for every stage.
+        strategy: rehearsal strategy; "joint" makes one stage of all entries.
+        init_weights: where the first stage starts from; None: random.
+        buffers: buffers of modalities learned before this chain.
+        vocabulary: vocabulary file; default: what comes with ``init_weights``, else trained on the first text modality.
+        continue_from: output folder of a finished chain; stands for its last weights, all its buffers and its
+            vocabulary.
+        extra_modalities: registry entries of modalities that the package does not know.
+        experiment: MLflow experiment.
+        tracking: whether MLflow records.
+        tracking_uri: MLflow address.
+
+    Raises:
+        InputError: no stages, an entry without modality or manifest, the same modality twice, or a folder begun with
+            other settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        stage_config: str | Path,
+        stages: Sequence[Mapping[str, Any]],
+        output_dir: str | Path,
+        stage_settings: Mapping[str, Any] | None = None,
+        strategy: str = "medcoss",
+        init_weights: str | Path | None = None,
+        buffers: Sequence[str | Path] = (),
+        vocabulary: str | Path | None = None,
+        continue_from: str | Path | None = None,
+        extra_modalities: Sequence[Mapping[str, Any]] = (),
+        experiment: str = "medcoss",
+        tracking: bool = True,
+        tracking_uri: str | None = None,
+    ) -> None:
+        self.stage_config, self.folder = Path(stage_config), Path(output_dir)
+        for entry in extra_modalities:
+            get_modality(dict(entry))
+        self.strategy = get_strategy(strategy)
+        self.entries = self._merge(check_entries(stages))
+        self.stage_settings = dict(stage_settings or {})
+        self.experiment, self.tracking, self.tracking_uri = experiment, tracking, tracking_uri
+        self.main = idist.get_rank() == 0
+        self.earlier: list[str] = []
+        self.init_weights, self.buffers, self.vocabulary = init_weights, [str(path) for path in buffers], vocabulary
+        if continue_from is not None:
+            self._continue(Path(continue_from))
+
+    def _merge(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One stage of all entries for a strategy that trains everything at once."""
+        if not self.strategy.single_stage:
+            return entries
+        return [{**entries[0], "name": "joint", "joint": entries[1:]}]
+
+    def _continue(self, folder: Path) -> None:
+        """Start from a finished chain."""
+        finished = read_chain(folder)
+        if finished["status"] != "finished":
+            raise InputError(
+                f"continue_from {folder}: this chain is {finished['status']}; finish it first with its own command"
+            )
+        names = [stage["folder"] for stage in finished["stages"]]
+        self.earlier = [stage["modality"] for stage in finished["earlier"]] + [
+            stage["modality"] for stage in finished["stages"]
+        ]
+        self.init_weights = folder / names[-1]
+        self.buffers = [*finished["buffers"], *(str(folder / name / BUFFER_NAME) for name in names)]
+        repeated = [entry["modality"] for entry in self.entries if entry["modality"] in self.earlier]
+        if repeated:
+            raise InputError(
+                f"stages: {', '.join(repeated)} was learned in {folder} already; continue_from takes new modalities"
+            )
+
+    def stage_names(self) -> list[str]:
+        """Folder names, numbered on from an earlier chain."""
+        offset = len(self.earlier)
+        return [
+            f"{offset + number:02d}_{entry.get('name', entry['modality'])}"
+            for number, entry in enumerate(self.entries, 1)
+        ]
+
+    def run(self) -> Path:
+        """Run every stage that is not finished; return the output folder."""
+        self._open()
+        tracker = open_tracking(self.tracking_uri, self.folder, enabled=self.tracking and self.main)
+        options = {
+            "run_id": self.record["run_id"],
+            "parameters": self.record["settings"],
+            "experiment": self.experiment,
+        }
+        with tracker.start_run(f"chain {self.folder.name}", **options) as tracked:
+            self.record["run_id"] = tracked.run_id
+            for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
+                self._run_stage(number, name, entry, tracked)
+            self._finish(tracked)
+        return self.folder
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            remove_partial(self.folder)
+        path = self.folder / CHAIN_FILE
+        self.record = read_json(path) if path.is_file() else self._new_record()
+        recorded = [stage["modality"] for stage in self.record["stages"]]
+        given = [entry["modality"] for entry in self.entries]
+        if recorded != given[: len(recorded)]:
+            raise InputError(
+                f"{path}: begun with the stages {recorded}, received {given}; "
+                "keep them in this order (more may follow) or give another output_dir"
+            )
+        self.record["settings"] = self._settings()
+        self.record["status"] = "running"
+        idist.barrier()
+        self._save()
+
+    def _settings(self) -> dict[str, Any]:
+        return {"strategy": self.strategy.name, "stages": self.entries, **self.stage_settings}
+
+    def _new_record(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "status": "running",
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "run_id": None,
+            "experiment": self.experiment,
+            "earlier": [{"modality": name} for name in self.earlier],
+            "buffers": [str(Path(path).resolve()) for path in self.buffers],
+            "stages": [],
+            "settings": self._settings(),
+        }
+
+    def _save(self) -> None:
+        if self.main:
+            write_json(self.folder / CHAIN_FILE, self.record)
+
+    def _stage_record(self, number: int, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        if number == len(self.record["stages"]):
+            self.record["stages"].append(
+                {"name": name, "modality": entry["modality"], "folder": name, "run_id": None, "steps": {}}
+            )
+        return self.record["stages"][number]
+
+    def _run_stage(self, number: int, name: str, entry: Mapping[str, Any], tracked: TrackedRun) -> None:
+        record = self._stage_record(number, name, entry)
+        if all(step in record["steps"] for step in STEPS):
+            logger.info("%s: finished before", name)
+            return
+        if self.main:
+            print(f"\n== stage {name} ({number + 1} of {len(self.entries)}) ==", flush=True)
+        stage = self._build_stage(number, name, entry, tracked.run_id)
+
+        def remember(finished: PretrainingStage, step: str) -> None:
+            seconds = finished.record.values["preparation_seconds"]
+            record["steps"] = {"prepare": {"seconds": seconds}, **finished.record.steps}
+            record["run_id"] = finished.record.values.get("run_id")
+            self._save()
+
+        stage.on_step = remember
+        stage.run()
+        remember(stage, STEPS[-1])
+        del stage
+        gc.collect()
+        if self.main:
+            write_report(self.folder)
+
+    def _build_stage(
+        self, number: int, name: str, entry: Mapping[str, Any], parent_run_id: str | None
+    ) -> PretrainingStage:
+        parser = ConfigParser()
+        parser.read_config(str(self.stage_config))
+        overrides = {**self.stage_settings, **entry, **self._chain_overrides(number, name, parent_run_id)}
+        overrides.pop("name", None)
+        unknown = sorted(set(overrides) - set(parser.config))
+        if unknown:
+            raise InputError(
+                f"stage {name}: {', '.join(unknown)} is no key of {self.stage_config}; "
+                f"its keys are {', '.join(sorted(parser.config))}"
+            )
+        set_keys(parser, overrides)
+        return parser.get_parsed_content("stage")
+
+    def _chain_overrides(self, number: int, name: str, parent_run_id: str | None) -> dict[str, Any]:
+        names = self.stage_names()[:number]
+        start = self.folder / names[-1] if names else self.init_weights
+        return {
+            "bundle_root": str(self.stage_config.resolve().parent.parent),
+            "strategy": self.strategy.name,
+            "init_weights": str(start) if start else None,
+            "buffers": [*self.buffers, *(str(self.folder / earlier / BUFFER_NAME) for earlier in names)],
+            "vocabulary": str(self.vocabulary) if self.vocabulary else None,
+            "output_dir": str(self.folder / name),
+            "tracking": self.tracking,
+            "tracking_uri": self.tracking_uri,
+            "tracking_dir": str(self.folder),
+            "experiment": self.experiment,
+            "parent_run_id": parent_run_id,
+        }
+
+    def _finish(self, tracked: TrackedRun) -> None:
+        self.record["status"] = "finished"
+        self._save()
+        if self.main:
+            report = write_report(self.folder)
+            tracked.log_artifact(self.folder / CHAIN_FILE)
+            tracked.log_artifact(report)
+            print(f"\n{summary_table(self.folder)}\n\nreport: {report}", flush=True)
+
+
+def set_keys(parser: ConfigParser, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Set keys of a config; a mapping for a part of the config sets the part's keys one by one."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and isinstance(parser.get(name), dict):
+            set_keys(parser, value, f"{name}#")
+        else:
+            parser[name] = value
+
+
+def check_entries(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Stage entries as dicts.
+
+    Raises:
+        InputError: none at all, one without modality or manifest, an unknown modality, or one modality twice.
+    """
+    if not stages:
+        raise InputError(
+            "stages: give at least one entry, for example [{'modality': 'xray', 'data_manifest': 'xray/manifest.json'}]"
+        )
+    seen: set[str] = set()
+    for number, entry in enumerate(stages):
+        missing = [key for key in ("modality", "data_manifest") if not entry.get(key)]
+        if missing:
+            raise InputError(f"stages[{number}]: {' and '.join(missing)} is missing in {dict(entry)}")
+        name = get_modality(entry["modality"]).name
+        if name in seen:
+            raise InputError(f"stages[{number}]: modality {name} stands twice; one stage each (merge the manifests)")
+        seen.add(name)
+    return [dict(entry) for entry in stages]
+
+
+def read_chain(folder: str | Path) -> dict[str, Any]:
+    """The record of a chain.
+
+    Raises:
+        InputError: when the folder holds none.
+    """
+    path = Path(folder) / CHAIN_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no {CHAIN_FILE}; give the output folder of a chain")
+    return read_json(path)

@@ -1,0 +1,173 @@
+"""Embeddings of a whole store: what exemplars are chosen from, and what inference writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer, SimpleInferer
+from monai.utils.enums import CommonKeys
+
+from medcoss_components.data.modalities import Modality
+from medcoss_components.data.sampler import PretrainingLoader, SampleSource, rank_rows
+from medcoss_components.data.transforms import to_model_input
+from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.errors import InputError
+from medcoss_components.files import atomic_path
+from medcoss_components.progress import progress
+from medcoss_components.text.vocabulary import Vocabulary
+
+
+@torch.no_grad()
+def embed_batch(
+    model: torch.nn.Module, modality: Modality, raw: torch.Tensor, *, precision: str, pad_id: int | None = 0
+) -> torch.Tensor:
+    """Embed stored samples: (B, *stored_shape) -> (B, D) float32, no patch removed, no augmentation."""
+    inputs = to_model_input(modality, raw)
+    padding_mask = inputs != pad_id if modality.dimension == 1 else None
+    with autocast(precision, raw.device):
+        return model.embedding(modality, inputs, padding_mask=padding_mask)
+
+
+def _batches(source: SampleSource, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), batch_size):
+        yield source.gather(rows[start : start + batch_size])
+
+
+def embed_source(
+    model: torch.nn.Module,
+    source: SampleSource,
+    *,
+    device: torch.device,
+    precision: str = "bf16",
+    batch_size: int = 64,
+    pad_id: int | None = 0,
+) -> np.ndarray:
+    """Embed this rank's share of a store in eval mode.
+
+    Returns:
+        (rows of this rank, D) float32, in store order; with one process all samples.
+    """
+    rows = rank_rows(len(source), idist.get_rank(), idist.get_world_size())
+    was_training = model.training
+    model.eval()
+    parts = []
+    total = -(-len(rows) // batch_size)
+    for raw in progress(
+        _batches(source, rows, batch_size), description=f"embed {source.modality.name}", total=total, unit="batch"
+    ):
+        tensor = torch.from_numpy(raw).to(device)
+        parts.append(embed_batch(model, source.modality, tensor, precision=precision, pad_id=pad_id).cpu().numpy())
+    model.train(was_training)
+    return np.concatenate(parts)
+
+
+def embed_into_file(model: torch.nn.Module, source: SampleSource, path: Path, **options) -> None:
+    """Embed a store on all ranks and let rank 0 write (N, D) float32 to ``path`` (.npy); the ranks share a file
+    system."""
+    rank, ranks = idist.get_rank(), idist.get_world_size()
+    part = path.with_name(f".{path.stem}.rank{rank}of{ranks}.npy")
+    with atomic_path(part) as partial:
+        np.save(partial, embed_source(model, source, **options))
+    idist.barrier()
+    if rank == 0:
+        parts = [path.with_name(f".{path.stem}.rank{other}of{ranks}.npy") for other in range(ranks)]
+        with atomic_path(path) as partial:
+            np.save(partial, np.concatenate([np.load(part) for part in parts]))
+        for part in parts:
+            part.unlink()
+    idist.barrier()
+
+
+class EmbeddingEvaluator(SupervisedEvaluator):
+    """Writes one vector per sample of a loader to a Parquet file.
+
+    The file has the columns id (string), modality (string) and embedding (fixed-size list of D float32), in store
+    order.
+    One process only: embed a large data set on several GPUs by several manifests.
+
+    Args:
+        device: where the network runs.
+        val_data_loader: a :class:`~medcoss_components.data.sampler.PretrainingLoader` that does not shuffle.
+        network: the pre-training model with trained weights.
+        path: output file, ends in .parquet; None keeps the vectors in ``state.metrics["embeddings"]`` alone.
+        vocabulary: needed for text.
+        precision: "float32" or "bf16".
+        inferer: MONAI inferer that calls the network.
+        val_handlers: further handlers.
+
+    Raises:
+        InputError: when ``path`` does not end in .parquet.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        val_data_loader: PretrainingLoader,
+        network: torch.nn.Module,
+        path: str | Path | None = None,
+        vocabulary: Vocabulary | None = None,
+        precision: str = "bf16",
+        inferer: Inferer | None = None,
+        val_handlers: Sequence[Any] = (),
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        if self.path is not None and self.path.suffix != ".parquet":
+            raise InputError(f"output_file must end in .parquet, received {path}")
+        self.precision = check_precision(precision, torch.device(device))
+        self.modalities = val_data_loader.modalities
+        self.pad_id = None if vocabulary is None else vocabulary.pad_id
+        self.ids: list[str] = []
+        self.vectors: list[np.ndarray] = []
+        super().__init__(
+            device=torch.device(device),
+            val_data_loader=val_data_loader,
+            network=network.to(device),
+            inferer=SimpleInferer() if inferer is None else inferer,
+            val_handlers=list(val_handlers),
+            decollate=False,
+        )
+        self.add_event_handler(Events.EPOCH_STARTED, self._reset)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _reset(self, engine: SupervisedEvaluator) -> None:
+        self.ids, self.vectors = [], []
+        self.bar = progress(description="embed", total=self.state.epoch_length, unit="batch")
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
+        self.network.eval()
+        raw = batchdata["raw"].to(self.state.device)
+        modality = self.modalities[batchdata["modality"]]
+        vectors = embed_batch(self.network, modality, raw, precision=self.precision, pad_id=self.pad_id)
+        self.ids += batchdata["ids"]
+        self.vectors.append(vectors.cpu().numpy())
+        self.bar.update()
+        return {CommonKeys.PRED: vectors, "ids": batchdata["ids"]}
+
+    def _finish(self, engine: SupervisedEvaluator) -> None:
+        self.bar.close()
+        vectors = np.concatenate(self.vectors)
+        self.state.metrics["embeddings"] = len(vectors)
+        if self.path is not None:
+            write_embeddings(self.path, self.ids, next(iter(self.modalities)), vectors)
+
+
+def write_embeddings(path: Path, ids: Sequence[str], modality: str, vectors: np.ndarray) -> None:
+    """Write (N, D) float32 vectors with their sample ids to a Parquet file, atomically."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "id": pyarrow.array([str(name) for name in ids]),
+        "modality": pyarrow.array([modality] * len(vectors)),
+        "embedding": pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.ravel()), vectors.shape[1]),
+    }
+    with atomic_path(path) as partial:
+        pyarrow.parquet.write_table(pyarrow.table(columns), partial)

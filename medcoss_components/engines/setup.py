@@ -1,0 +1,217 @@
+"""Parts that bundle configs put together: device, data, vocabulary, initial weights, buffers.
+
+Where several processes run, rank 0 does what must be done once (preparing a store, training a vocabulary) and the
+others wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+
+from medcoss_components.continual.buffer import open_buffer_store, read_buffer
+from medcoss_components.continual.store_view import StoreView
+from medcoss_components.continual.strategies import get_strategy
+from medcoss_components.data.manifest import Manifest, read_manifest
+from medcoss_components.data.modalities import get_modality
+from medcoss_components.data.store import Store, prepare_store
+from medcoss_components.errors import InputError
+from medcoss_components.networks.initialisation import initialise
+from medcoss_components.networks.pretraining import PretrainingModel
+from medcoss_components.randomness import generator_for
+from medcoss_components.text.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
+from medcoss_components.weights import load_initial_weights
+
+logger = logging.getLogger(__name__)
+
+VOCABULARY_NAME = "vocabulary.json"
+
+
+def default_device() -> torch.device:
+    """This process's GPU when there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def start_distributed(timeout_hours: float = 24.0) -> None:
+    """Join the process group that ``torchrun`` describes: nccl with GPUs, gloo without; nothing to do for one process.
+
+    The timeout is long because the other ranks wait while rank 0 prepares a store.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or idist.get_world_size() > 1:
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(default_device())
+    idist.initialize(backend, timeout=timedelta(hours=timeout_hours))
+
+
+def stop_distributed() -> None:
+    """Leave the process group, if there is one."""
+    if idist.get_world_size() > 1:
+        idist.finalize()
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Rank 0 runs the block, then the others do (and find its results)."""
+    if idist.get_rank() > 0:
+        idist.barrier()
+    yield
+    if idist.get_rank() == 0:
+        idist.barrier()
+
+
+def register_modalities(entries: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Add modalities that a config describes to the registry; return their names."""
+    return [get_modality(dict(entry)).name for entry in entries]
+
+
+def prepared_dataset(
+    *,
+    manifest: str | Path,
+    modality: str | Mapping[str, Any],
+    store_dir: str | Path,
+    split: str = "training",
+    vocabulary: Vocabulary | None = None,
+    preparation: Mapping[str, Any] | None = None,
+    dataset_dir: str | Path | None = None,
+    workers: int | None = None,
+    max_bad_share: float = 0.01,
+    optional: bool = False,
+) -> Store | None:
+    """The store of one split of a manifest; prepared when there is none yet (once, by rank 0).
+
+    Args:
+        optional: None instead of an error when the split has no items (validation).
+
+    Other arguments as for :func:`~medcoss_components.data.store.prepare_store`.
+    """
+    content = _manifest(manifest, dataset_dir)
+    if optional and not content.items(split):
+        return None
+    started = time.monotonic()
+    with main_process_first():
+        store = prepare_store(
+            manifest=content,
+            modality=get_modality(modality),
+            store_dir=store_dir,
+            split=split,
+            vocabulary=vocabulary,
+            preparation=preparation,
+            workers=workers,
+            max_bad_share=max_bad_share,
+        )
+    store.preparation_seconds = round(time.monotonic() - started, 3)
+    return store
+
+
+def _manifest(manifest: str | Path | None, dataset_dir: str | Path | None) -> Manifest:
+    if not manifest:
+        raise InputError(
+            "data_manifest: give the path of a manifest (JSON), for example --data_manifest data/manifest.json"
+        )
+    return read_manifest(manifest, dataset_dir=dataset_dir)
+
+
+def joint_datasets(entries: Sequence[Mapping[str, Any]], **options: Any) -> list[Store]:
+    """Stores of the further modalities of a joint stage; each entry has ``modality`` and ``data_manifest``."""
+    stores = [
+        prepared_dataset(manifest=entry["data_manifest"], modality=entry["modality"], **options) for entry in entries
+    ]
+    return [store for store in stores if store is not None]
+
+
+def stage_vocabulary(
+    *,
+    manifest: str | Path,
+    modality: str | Mapping[str, Any],
+    store_dir: str | Path,
+    vocabulary: str | Path | None = None,
+    init_weights: str | Path | None = None,
+    size: int = 4000,
+    dataset_dir: str | Path | None = None,
+) -> Vocabulary | None:
+    """The vocabulary of a stage.
+
+    In this order: the file given; the one that came with the weights that the stage starts from; for a text modality, a
+    byte-pair vocabulary trained on the training split (kept in ``store_dir``, trained once). None for image stages
+    without any.
+
+    Args:
+        size: entries of a newly trained vocabulary.
+
+    Raises:
+        InputError: when a given vocabulary file does not exist.
+    """
+    carried = _carried_vocabulary(init_weights)
+    if vocabulary or carried:
+        return load_vocabulary(vocabulary or carried)
+    if get_modality(modality).dimension != 1:
+        return None
+    content = _manifest(manifest, dataset_dir)
+    path = Path(store_dir) / f"vocabulary-{content.hash[:12]}-{size}" / VOCABULARY_NAME
+    with main_process_first():
+        if not path.is_file():
+            logger.info("training a byte-pair vocabulary of %d entries", size)
+            train_vocabulary((item.text or "" for item in content.items("training")), size=size, path=path)
+    return load_vocabulary(path)
+
+
+def _carried_vocabulary(init_weights: str | Path | None) -> Path | None:
+    if not init_weights:
+        return None
+    source = Path(init_weights)
+    path = (source if source.is_dir() else source.parent) / VOCABULARY_NAME
+    return path if path.is_file() else None
+
+
+def initialised_network(
+    *,
+    network: PretrainingModel,
+    init_weights: str | Path | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    parts: str = "encoder",
+) -> PretrainingModel:
+    """Give every parameter its first value from ``seed``, then load encoder, tokenizers and class token from
+    ``init_weights``.
+
+    Decoder and heads keep their fresh values (METHOD section 7), unless ``parts`` is "all" (evaluation, inference).
+
+    Raises:
+        InputError: when the encoder of the file does not fit.
+    """
+    initialise(network, generator_for(seed, "initial weights"))
+    if init_weights:
+        report = load_initial_weights(network, init_weights, parts=parts)
+        logger.info("%s: %s", init_weights, report)
+    return network.to(device)
+
+
+def rehearsal_buffers(
+    *, buffers: Sequence[str | Path] | str | Path = (), strategy: str = "medcoss", store_dir: str | Path | None = None
+) -> list[StoreView]:
+    """Open the buffers of earlier stages; none when the strategy does not rehearse.
+
+    Args:
+        buffers: buffer.json files or stage folders.
+        strategy: name of the strategy.
+        store_dir: where the earlier stores are, when they were moved.
+    """
+    paths = [buffers] if isinstance(buffers, str | Path) else list(buffers)
+    if not get_strategy(strategy).uses_buffers:
+        if paths:
+            logger.info("strategy %s does not rehearse: %d buffers are not read", strategy, len(paths))
+        return []
+    return [open_buffer_store(read_buffer(path), store_dir) for path in paths]

@@ -1,0 +1,255 @@
+"""One stage of continual pre-training: train, evaluate, embed, choose exemplars, write artefacts.
+
+Every step ends with a record in ``stage.json``; the same command goes on after the last finished one, and in the
+middle of an epoch when training was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+
+from medcoss_components.continual.buffer import make_buffer, materialise_buffer, write_buffer
+from medcoss_components.continual.exemplars import cluster_count, exemplar_count, select_exemplars
+from medcoss_components.data.store import Store
+from medcoss_components.engines.artefacts import stage_metrics, write_previews
+from medcoss_components.engines.embedding import embed_into_file
+from medcoss_components.engines.evaluation import PretextEvaluator
+from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
+from medcoss_components.engines.pretrainer import Pretrainer
+from medcoss_components.engines.records import StepRecord
+from medcoss_components.files import read_json, remove_partial, sha256_json, write_json
+from medcoss_components.networks.pretraining import encoder_state
+from medcoss_components.tracking.runs import Tracker, open_tracking
+from medcoss_components.weights import hash_weights, read_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("train", "evaluate", "embed", "select", "artefacts")
+
+
+class PretrainingStage:
+    """A stage of the chain, or a stage on its own.
+
+    Args:
+        trainer: the engine, holding network, data and strategy.
+        dataset: prepared store of the current modality.
+        output_dir: the stage's folder; it receives model.pt, encoder.safetensors, buffer.json, metrics.json,
+            history.json, vocabulary.json and previews/.
+        evaluator: pretext loss on validation data; None leaves it out.
+        name: for MLflow and progress bars; default: the folder's name.
+        settings: result-relevant settings; the folder refuses to go on with others.
+        buffer_ratio: size of the rehearsal buffer, share of the samples, in (0, 1].
+        cluster_ratio: k-means clusters, share of the samples, in (0, 1].
+        materialise: copy the exemplars into the stage's folder, so that the next stage needs no earlier data.
+        seed: seed of the run.
+        log_interval: iterations between two records.
+        checkpoint_seconds: at least this long between two resume checkpoints.
+        embedding_batch_size: samples per embedding batch.
+        show_text: whether preview pictures may show words of reports (leave False for patients' data).
+        tracking: whether MLflow records the stage.
+        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
+        tracking_dir: where that database lies; default: ``output_dir``.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run of the chain.
+    """
+
+    def __init__(
+        self,
+        *,
+        trainer: Pretrainer,
+        dataset: Store,
+        output_dir: str | Path,
+        evaluator: PretextEvaluator | None = None,
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        buffer_ratio: float = 0.05,
+        cluster_ratio: float = 0.01,
+        materialise: bool = False,
+        seed: int = 0,
+        log_interval: int = 20,
+        checkpoint_seconds: float = 300.0,
+        embedding_batch_size: int = 64,
+        show_text: bool = False,
+        tracking: bool = True,
+        tracking_uri: str | None = None,
+        tracking_dir: str | Path | None = None,
+        experiment: str = "medcoss",
+        parent_run_id: str | None = None,
+    ) -> None:
+        self.trainer, self.dataset, self.evaluator = trainer, dataset, evaluator
+        self.folder = Path(output_dir)
+        self.name = name or self.folder.name
+        self.settings = dict(settings or {})
+        self.exemplars = exemplar_count(len(dataset), buffer_ratio)
+        self.clusters = cluster_count(len(dataset), cluster_ratio)
+        self.buffer_ratio, self.materialise, self.seed = buffer_ratio, materialise, seed
+        self.log_interval, self.checkpoint_seconds = log_interval, checkpoint_seconds
+        self.embedding_batch_size, self.show_text = embedding_batch_size, show_text
+        self.tracking, self.tracking_uri, self.tracking_dir = tracking, tracking_uri, Path(tracking_dir or output_dir)
+        self.experiment, self.parent_run_id = experiment, parent_run_id
+        self.on_step: Callable[[PretrainingStage, str], None] = lambda stage, step: None
+        self.main = idist.get_rank() == 0
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.trainer.model
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / "model.pt"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def embeddings_path(self) -> Path:
+        return self.folder / "embeddings.npy"
+
+    def run(self) -> Path:
+        """Run every step that is not recorded as done; return the stage's folder."""
+        self._open()
+        if all(self.record.done(step) for step in STEPS):
+            logger.info("%s: finished before, nothing to do", self.name)
+            self._clean()
+            return self.folder
+        with self._tracker().start_run(self.name, **self._run_options()) as self.tracked:
+            self.record.values["run_id"] = self.tracked.run_id
+            self._attach_handlers()
+            for step in STEPS:
+                self._run_step(step)
+        self._clean()
+        return self.folder
+
+    def _run_step(self, step: str) -> None:
+        if not self.record.done(step):
+            with self.record.step(step):
+                getattr(self, f"_{step}")()
+                idist.barrier()
+        elif step == "train":
+            self.model.load_state_dict(read_weights(self.weights_path))
+            self.history.rows = read_json(self.folder / "history.json")["rows"]
+        self.on_step(self, step)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            remove_partial(self.folder)
+        self.record = StepRecord(self.folder / "stage.json", settings=self._identity(), writes=self.main)
+        idist.barrier()
+        self.record.values["preparation_seconds"] = self.record.values.get(
+            "preparation_seconds", getattr(self.dataset, "preparation_seconds", 0.0)
+        )
+        self.record.save()
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides the result: the settings and what the stage starts from."""
+        loader = self.trainer.data_loader
+        return {
+            **self.settings,
+            "initial_weights": hash_weights(self.model.state_dict()),
+            "stores": [source.key for source in loader.sources[: loader.current]],
+            "buffers": [sha256_json(list(source.ids)) for source in loader.sources[loader.current :]],
+        }
+
+    def _tracker(self) -> Tracker:
+        return open_tracking(self.tracking_uri, self.tracking_dir, enabled=self.tracking and self.main)
+
+    def _run_options(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "parent_run_id": self.parent_run_id,
+            "run_id": self.record.values.get("run_id"),
+            "parameters": self.settings,
+            "tags": {
+                "modality": self.dataset.modality.name,
+                "manifest_hash": self.dataset.manifest_hash,
+                "parent_weights_hash": self.record.content["settings"]["initial_weights"],
+            },
+        }
+
+    def _attach_handlers(self) -> None:
+        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
+        guard = NonFiniteGuard(interval=self.log_interval)
+        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
+        self.checkpoint = ResumeCheckpoint(
+            path=self.checkpoint_path,
+            seconds=self.checkpoint_seconds,
+            guard=guard,
+            parts={"history": self.history},
+            on_saved=self.tracked.flush,
+        )
+        bar = ProgressBar(description=f"train {self.name}", history=self.history)
+        for handler in (guard, self.history, self.checkpoint, bar):
+            handler.attach(self.trainer)
+
+    def _train(self) -> None:
+        if self.checkpoint.load(self.trainer):
+            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
+        self.trainer.run()
+        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
+        if self.main:
+            write_json(self.folder / "history.json", self.history.to_json())
+            save_weights(self.weights_path, self.model.state_dict())
+
+    def _evaluate(self) -> None:
+        loss = self.evaluator.evaluate()["pretext_loss"] if self.evaluator is not None else None
+        self.record.values["validation_loss"] = loss
+        if loss is not None:
+            self.tracked.log_metrics({"validation_loss": loss}, step=self.trainer.state.iteration)
+
+    def _embed(self) -> None:
+        embed_into_file(
+            self.model,
+            self.dataset,
+            self.embeddings_path,
+            device=self.trainer.state.device,
+            precision=self.trainer.precision,
+            batch_size=self.embedding_batch_size,
+            pad_id=self._pad_id(),
+        )
+
+    def _pad_id(self) -> int | None:
+        vocabulary = self.trainer.settings.vocabulary
+        return None if vocabulary is None else vocabulary.pad_id
+
+    def _select(self) -> None:
+        if not self.main:
+            return
+        features = np.load(self.embeddings_path)
+        chosen = select_exemplars(features, count=self.exemplars, clusters=self.clusters, seed=self.seed)
+        buffer = make_buffer(
+            store=self.dataset,
+            exemplars=chosen,
+            encoder_hash=hash_weights(self.model.state_dict()),
+            ratio=self.buffer_ratio,
+            seed=self.seed,
+        )
+        if self.materialise:
+            buffer = materialise_buffer(buffer, self.dataset, self.folder / "buffer")
+        write_buffer(buffer, self.folder / "buffer.json")
+
+    def _artefacts(self) -> None:
+        if not self.main:
+            return
+        save_weights(self.folder / "encoder.safetensors", encoder_state(self.model))
+        if self.trainer.settings.vocabulary is not None:
+            self.trainer.settings.vocabulary.save(self.folder / "vocabulary.json")
+        write_previews(self)
+        write_json(self.folder / "metrics.json", stage_metrics(self))
+        for name in ("buffer.json", "metrics.json", "history.json"):
+            self.tracked.log_artifact(self.folder / name)
+        self.tracked.log_artifacts(self.folder / "previews", "previews")
+
+    def _clean(self) -> None:
+        """Remove what only unfinished steps need; after the last step is recorded, not before."""
+        if self.main:
+            for path in (self.checkpoint_path, self.embeddings_path):
+                path.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""k-means against an explicit loop and against scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+
+from medcoss_components.continual import kmeans
+
+
+def blobs(rows=60, width=5, centres=4, seed=0):
+    generator = np.random.default_rng(seed)
+    places = generator.normal(size=(centres, width)) * 20
+    return (places[np.arange(rows) % centres] + generator.normal(size=(rows, width))).astype(np.float32)
+
+
+def lloyd_by_loop(points, centres, rounds=50):
+    """Oracle: plain Lloyd in float64."""
+    points, centres = points.astype(np.float64), centres.astype(np.float64).copy()
+    assignment = [0] * len(points)
+    for _ in range(rounds):
+        for row, point in enumerate(points):
+            assignment[row] = min(range(len(centres)), key=lambda c: float(((point - centres[c]) ** 2).sum()))
+        for number in range(len(centres)):
+            members = [points[row] for row in range(len(points)) if assignment[row] == number]
+            if members:
+                centres[number] = sum(members) / len(members)
+    return np.array(assignment), centres
+
+
+def run(points, clusters, seed=0):
+    return kmeans.cluster(points, clusters=clusters, generator=np.random.default_rng(seed))
+
+
+def test_equals_the_loop_from_the_same_start(monkeypatch):
+    points = blobs(rows=70, centres=6, seed=3)
+    start = points[:5] - points.mean(0)
+    monkeypatch.setattr(kmeans, "_initial_centres", lambda *_: start.copy())
+    monkeypatch.setattr(kmeans, "TOLERANCE", 0.0)
+    monkeypatch.setattr(kmeans, "BLOCK_ROWS", 16)
+    assignment, centres = run(points, 5)
+    expected, expected_centres = lloyd_by_loop(points, points[:5])
+    np.testing.assert_array_equal(assignment, expected)
+    np.testing.assert_allclose(centres, expected_centres, rtol=1e-4, atol=1e-4)
+
+
+def test_finds_separate_groups():
+    assignment, centres = run(blobs(), 4)
+    groups = [set(assignment[start::4].tolist()) for start in range(4)]
+    assert all(len(group) == 1 for group in groups) and len(set.union(*groups)) == 4
+    np.testing.assert_allclose(centres[assignment[0]], blobs()[::4].mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_inertia_is_as_good_as_that_of_scikit_learn():
+    from sklearn.cluster import KMeans
+
+    points = np.random.default_rng(1).normal(size=(3000, 12)).astype(np.float32)
+    assignment, centres = run(points, 40)
+    inertia = kmeans.squared_distances(points, centres[assignment]).sum()
+    reference = KMeans(40, n_init=1, random_state=0).fit(points).inertia_
+    assert inertia == pytest.approx(reference, rel=0.02)
+
+
+def test_same_bits_whatever_the_number_of_threads():
+    points = np.random.default_rng(1).normal(size=(13_000, 8)).astype(np.float32)
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(run(points, 7))
+    finally:
+        torch.set_num_threads(before)
+    for assignment, centres in results[1:]:
+        np.testing.assert_array_equal(assignment, results[0][0])
+        np.testing.assert_array_equal(centres, results[0][1])
+
+
+def test_an_empty_cluster_keeps_its_centre(monkeypatch):
+    points = np.array([[0.0], [1.0], [10.0], [11.0]], dtype=np.float32)
+    far = np.array([[-5.0], [5.0], [500.0]], dtype=np.float32)
+    monkeypatch.setattr(kmeans, "_initial_centres", lambda *_: far)
+    assignment, centres = run(points, 3)
+    assert assignment.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(centres[:, 0], [0.5, 10.5, 505.5])
+
+
+def test_a_large_offset_does_not_drown_the_differences():
+    points = blobs().astype(np.float64)
+    assignment, _ = run(points.astype(np.float32), 4)
+    shifted, _ = run((points + 5000.0).astype(np.float32), 4)
+    np.testing.assert_array_equal(assignment, shifted)
+
+
+def test_distinct_rows_are_counted_up_to_the_limit():
+    points = np.array([[0.0, 1.0], [-0.0, 1.0], [2.0, 1.0], [2.0, 1.0], [3.0, 1.0]], dtype=np.float32)
+    assert kmeans.count_distinct_rows(points, limit=10) == 3
+    assert kmeans.count_distinct_rows(points, limit=2) == 2
+
+
+def test_equal_rows_have_equal_distances(monkeypatch):
+    monkeypatch.setattr(kmeans, "BLOCK_ROWS", 3)
+    points = np.repeat(blobs(rows=1), 8, axis=0)
+    distances = kmeans.squared_distances(points, np.zeros_like(points))
+    assert len(set(distances.tolist())) == 1
+    assert distances[0] == pytest.approx(float((points[0].astype(np.float64) ** 2).sum()))
