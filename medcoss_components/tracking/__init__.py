@@ -1,0 +1,1 @@
+"""MLflow runs, previews and the report."""
