@@ -1,0 +1,1 @@
+"""Bundle templates, the builder and its checks."""
