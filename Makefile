@@ -21,7 +21,7 @@ $(INSTALLED): setup.cfg constraints.txt
 demo: install ## fetch the sample data and run the five-stage chain on the CPU
 	$(BIN)/medcoss sample fetch $(SAMPLE_DIR)
 	$(BIN)/python -m monai.bundle run --config_file "['$(CHAIN)/train.json','$(CHAIN)/demo.json']" \
-		--sample_dir $(SAMPLE_DIR) --output_dir $(DEMO_DIR)
+		--sample_dir $(SAMPLE_DIR) --store_dir stores --output_dir $(DEMO_DIR)
 
 test: install lint ## bundles up to date, all tests, coverage of the package at least 90 %
 	$(BIN)/medcoss bundles build --check

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names the argument or file, the rule, the value received and what to do. The command line
     prints it on one line without a traceback.
     """
+
+
+class DiskFullError(InputError, OSError):
+    """There is no room for a file. What stood under its name before is still there."""

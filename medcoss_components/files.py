@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medcoss_components.errors import InputError
+from medcoss_components.errors import DiskFullError, InputError
 
 PARTIAL_SUFFIX = ".partial"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -26,6 +28,30 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that the disk, the quota on it or the largest file size is reached."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in NO_ROOM):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say which file has no room; torch tells it as a RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        raise DiskFullError(
+            f"{path}: the disk, or the quota on it, is full ({shutil.disk_usage(there).free} bytes are free). Free "
+            "some room and run the same command again; it goes on from what was finished, nothing unfinished is used."
+        ) from error
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success flush it to disk and rename it to ``path``.
@@ -34,14 +60,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     raises, the temporary file is removed and ``path`` keeps its former content.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL_SUFFIX}{path.suffix}")
     try:
-        yield partial
-        with open(partial, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            with open(partial, "rb") as stream:
+                os.fsync(stream.fileno())
+            os.replace(partial, path)
+            _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -52,11 +79,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        os.replace(partial, path)
-        _sync_folder(path.parent)
+        with _explained(path):
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, path)
+            _sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -4,7 +4,7 @@ Sample first, then apply: the draws are made once per global batch from a passed
 ``record.rows(index)`` gives a rank or a micro-batch its share. The caller gathers the partner rows itself::
 
     partners = draw_partners(len(inputs), generator)
-    draw = draw_mix(dimension, len(inputs), length, generator)
+    draw = draw_image_mix(len(inputs), generator)
     mixed = mix_images(inputs, inputs[partners], draw)
 """
 
@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from medcoss_components.errors import InputError
-
-TEXT_DIMENSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +56,6 @@ class TextMixDraw:
         return TextMixDraw(probability=self.probability, mask=self.mask[index])
 
 
-MixDraw = ImageMixDraw | TextMixDraw
-
-
 def draw_partners(count: int, generator: torch.Generator) -> Tensor:
     """Draw the random permutation that gives every sample of a batch its partner.
 
@@ -74,25 +69,13 @@ def draw_partners(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator, device=generator.device)
 
 
-def draw_mix(dimension: int, count: int, length: int | None, generator: torch.Generator) -> MixDraw:
-    """Draw the mixing of one global batch.
+def draw_image_mix(count: int, generator: torch.Generator) -> ImageMixDraw:
+    """Draw lambda ~ U(0, 1) for each of ``count`` images or volumes of one global batch."""
+    return ImageMixDraw(weight=torch.rand(count, generator=generator, device=generator.device))
 
-    Args:
-        dimension: 1 for text, 2 or 3 for images; ``Modality.dimension``.
-        count: B, samples in the global batch.
-        length: L, tokens of a text; not used (None) for images.
-        generator: source of the draws.
 
-    Returns:
-        ``TextMixDraw`` for dimension 1, else ``ImageMixDraw``.
-
-    Raises:
-        InputError: when text comes without a length.
-    """
-    if dimension != TEXT_DIMENSION:
-        return ImageMixDraw(weight=torch.rand(count, generator=generator, device=generator.device))
-    if length is None or length < 1:
-        raise InputError(f"length: mixing texts needs the number of tokens, at least 1, received {length}.")
+def draw_text_mix(count: int, length: int, generator: torch.Generator) -> TextMixDraw:
+    """Draw p ~ U(0, 1) once, and m ~ Bernoulli(p) for each token of ``count`` texts of ``length`` tokens."""
     probability = torch.rand((), generator=generator, device=generator.device).item()
     drawn = torch.rand(count, length, generator=generator, device=generator.device)
     return TextMixDraw(probability=probability, mask=drawn < probability)

@@ -26,7 +26,6 @@ from medcoss_components.data.shards import (
     file_blocks,
     finished_note,
     group_parts,
-    is_disk_full,
     prepare_part,
     sample_bytes,
     sample_id,
@@ -39,7 +38,7 @@ from medcoss_components.data.shards import (
 )
 from medcoss_components.data.workers import available_cores, run_jobs
 from medcoss_components.errors import InputError
-from medcoss_components.files import read_json, remove_partial, sha256_json, write_json
+from medcoss_components.files import is_disk_full, read_json, remove_partial, sha256_json, write_json
 from medcoss_components.progress import progress as progress_bar
 from medcoss_components.text.vocabulary import Vocabulary
 
@@ -110,7 +109,7 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
         InputError: too many bad items, no sample at all, a full disk, or a worker that died.
     """
     plan.store_dir.mkdir(parents=True, exist_ok=True)
-    with _locked(plan), _explained(plan):
+    with _explained(plan), _locked(plan):
         if plan.path.exists():
             return
         plan.work.mkdir(exist_ok=True)
@@ -286,7 +285,7 @@ def check_report(report: Mapping[str, Any], *, max_bad_share: float, path: Path)
         return
     if not bad:
         raise InputError(f"{path.name}: the split holds no item to prepare. Give a split with items.")
-    first = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in bad[:REASONS_SHOWN])
+    first = "; ".join(f"{entry['id']}: {entry['reason'].rstrip('.')}" for entry in bad[:REASONS_SHOWN])
     raise InputError(
         f"{len(bad)} of {items} items are bad (share {len(bad) / items:.4g}), max_bad_share={max_bad_share:g}; "
         f"{report['samples']} samples are good. First: {first}. Full list: {path}. "

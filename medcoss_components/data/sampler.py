@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from medcoss_components.continual.mixup import draw_partners
 from medcoss_components.data.modalities import Modality
 from medcoss_components.errors import InputError
-from medcoss_components.randomness import numpy_generator_for
+from medcoss_components.randomness import generator_for, numpy_generator_for
 
 
 class SampleSource(Protocol):
@@ -133,8 +134,8 @@ class BatchReader(Dataset):
         own = rank_rows(len(plan.indices), self.rank, self.ranks)
         rows, partners = own, np.arange(len(own))
         if rehearsal:
-            generator = numpy_generator_for(self.seed, "partners", plan.source, plan.epoch, plan.step)
-            rows, partners = _with_partners(own, generator.permutation(len(plan.indices)))
+            generator = generator_for(self.seed, "partners", plan.source, plan.epoch, plan.step)
+            rows, partners = _with_partners(own, draw_partners(len(plan.indices), generator).numpy())
         return {
             "source": plan.source,
             "modality": source.modality.name,

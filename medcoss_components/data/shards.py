@@ -6,7 +6,6 @@ Shards are ``.npy`` files of at most 1 GiB that are memory-mapped for reading.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from medcoss_components.data.manifest import Item
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.preparation import encode_texts, prepare_item
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json, sha256_file, write_json
+from medcoss_components.files import atomic_path, is_disk_full, read_json, sha256_file, write_json
 from medcoss_components.text.vocabulary import Vocabulary
 
 SHARD_BYTES = 1 << 30
@@ -152,11 +151,6 @@ def _write_samples(job: PartJob, item: Item, stream: BinaryIO) -> tuple[int, int
     if count == 0:
         raise InputError("every sample of the item is constant")
     return count, constant
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that the disk (or the quota on it) is full."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _reason(error: Exception, root: Path | None) -> str:

@@ -124,7 +124,7 @@ def _text_panel(stage: PretrainingStage, source: SampleSource, path: Path) -> No
     stage.model.eval()
     with autocast(stage.trainer.precision, stage.trainer.state.device):
         logits = stage.model.predict_tokens(source.modality, batch.inputs, labels != -100, padding_mask=padding_mask)
-    vocabulary = stage.trainer.settings.vocabulary
+    vocabulary = stage.vocabulary
     predicted = torch.full_like(labels, -100)
     predicted[labels != -100] = logits[:, : vocabulary.size].argmax(dim=-1)  # the table may have spare rows
     true = torch.where(labels != -100, labels, batch.inputs)
@@ -158,7 +158,7 @@ def _sheet_images(stage: PretrainingStage, modality: Modality, raw: torch.Tensor
 
 
 def _sheet_texts(stage: PretrainingStage, modality: Modality, raw: torch.Tensor) -> list[str]:
-    vocabulary = stage.trainer.settings.vocabulary
+    vocabulary = stage.vocabulary
     return [vocabulary.decode(row.tolist()) for row in to_model_input(modality, raw)]
 
 

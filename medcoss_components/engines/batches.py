@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medcoss_components.continual.mixup import draw_mix, mix_images, mix_text
+from medcoss_components.continual.mixup import draw_image_mix, draw_text_mix, mix_images, mix_text
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.transforms import apply_augmentation, draw_augmentation, to_model_input
 from medcoss_components.errors import InputError
@@ -142,7 +142,7 @@ class ImageBatch(StepBatch):
         return ModelInputs(self.loaded[: self.batch["own"]], self._common("pretext") | self._masking())
 
     def mixed(self) -> ModelInputs:
-        draw = draw_mix(self.modality.dimension, self.batch["count"], None, self.generator("mix")).rows(self.own_rows)
+        draw = draw_image_mix(self.batch["count"], self.generator("mix")).rows(self.own_rows)
         inputs = mix_images(self.loaded[: self.batch["own"]], self.loaded[self.batch["partners"]], draw)
         return ModelInputs(inputs, self._common("features") | self._masking())
 
@@ -187,7 +187,7 @@ class TextBatch(StepBatch):
 
     def mixed(self) -> ModelInputs:
         own, partners, length = self.batch["own"], self.batch["partners"], self.loaded.shape[1]
-        draw = draw_mix(self.modality.dimension, self.batch["count"], length, self.generator("mix")).rows(self.own_rows)
+        draw = draw_text_mix(self.batch["count"], length, self.generator("mix")).rows(self.own_rows)
         ids, padding_mask = mix_text(
             self.loaded[:own], self.padding_mask[:own], self.loaded[partners], self.padding_mask[partners], draw
         )

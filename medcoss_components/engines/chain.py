@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from medcoss_components.continual.buffer import BUFFER_NAME
 from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.modalities import get_modality
+from medcoss_components.engines.records import changed_settings
 from medcoss_components.engines.stage import STEPS, PretrainingStage
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, remove_partial, write_json
@@ -36,8 +37,8 @@ class PretrainingChain:
 
     Args:
         stage_config: JSON config of one stage (the chain bundle's ``configs/stage.json``).
-        stages: one entry a stage, in order: ``{"modality": name, "data_manifest": path}`` and any other key of the
-            stage config.
+        stages: one entry a stage, in order: ``{"modality": name or registry entry, "data_manifest": path}`` and any
+            other key of the stage config; ``name`` sets the folder's name.
         output_dir: receives chain.json, one folder a stage, REPORT.html and the tracking database.
         stage_settings: keys of the stage config that hold for every stage.
         strategy: rehearsal strategy; "joint" makes one stage of all entries.
@@ -52,8 +53,8 @@ class PretrainingChain:
         tracking_uri: MLflow address.
 
     Raises:
-        InputError: no stages, an entry without modality or manifest, the same modality twice, or a folder begun with
-            other settings.
+        InputError: no stages, an entry without modality or manifest, the same modality twice, a key that the stage
+            config does not have, a missing file, or a folder begun with other settings.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class PretrainingChain:
         ]
         self.init_weights = folder / names[-1]
         self.buffers = [*finished["buffers"], *(str(folder / name / BUFFER_NAME) for name in names)]
-        repeated = [entry["modality"] for entry in self.entries if entry["modality"] in self.earlier]
+        repeated = [name for name in map(modality_name, self.entries) if name in self.earlier]
         if repeated:
             raise InputError(
                 f"stages: {', '.join(repeated)} was learned in {folder} already; continue_from takes new modalities"
@@ -115,20 +116,20 @@ class PretrainingChain:
         """Folder names, numbered on from an earlier chain."""
         offset = len(self.earlier)
         return [
-            f"{offset + number:02d}_{entry.get('name', entry['modality'])}"
+            f"{offset + number:02d}_{entry.get('name', modality_name(entry))}"
             for number, entry in enumerate(self.entries, 1)
         ]
 
     def run(self) -> Path:
         """Run every stage that is not finished; return the output folder."""
         self._open()
-        tracker = open_tracking(self.tracking_uri, self.folder, enabled=self.tracking and self.main)
+        self.tracker = open_tracking(self.tracking_uri, self.folder, enabled=self.tracking and self.main)
         options = {
             "run_id": self.record["run_id"],
             "parameters": self.record["settings"],
             "experiment": self.experiment,
         }
-        with tracker.start_run(f"chain {self.folder.name}", **options) as tracked:
+        with self.tracker.start_run(f"chain {self.folder.name}", **options) as tracked:
             self.record["run_id"] = tracked.run_id
             for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
                 self._run_stage(number, name, entry, tracked)
@@ -142,12 +143,13 @@ class PretrainingChain:
         path = self.folder / CHAIN_FILE
         self.record = read_json(path) if path.is_file() else self._new_record()
         recorded = [stage["modality"] for stage in self.record["stages"]]
-        given = [entry["modality"] for entry in self.entries]
+        given = [modality_name(entry) for entry in self.entries]
         if recorded != given[: len(recorded)]:
             raise InputError(
                 f"{path}: begun with the stages {recorded}, received {given}; "
                 "keep them in this order (more may follow) or give another output_dir"
             )
+        self._check_inputs()
         self.record["settings"] = self._settings()
         self.record["status"] = "running"
         idist.barrier()
@@ -176,14 +178,37 @@ class PretrainingChain:
     def _stage_record(self, number: int, name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
         if number == len(self.record["stages"]):
             self.record["stages"].append(
-                {"name": name, "modality": entry["modality"], "folder": name, "run_id": None, "steps": {}}
+                {"name": name, "modality": modality_name(entry), "folder": name, "run_id": None, "steps": {}}
             )
         return self.record["stages"][number]
 
+    def _finished(self, number: int) -> bool:
+        """Whether every step of a stage is recorded."""
+        recorded = self.record["stages"]
+        return number < len(recorded) and all(step in recorded[number]["steps"] for step in STEPS)
+
+    def _check_inputs(self) -> None:
+        """Look at all stages that are to run before the first one starts: their keys and manifests."""
+        known = self._stage_parser().config
+        for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
+            keys = {**self.stage_settings, **entry}
+            unknown = sorted(key for key in keys if key.split("#")[0] not in {*known, "name"})
+            if unknown:
+                raise InputError(
+                    f"stage {name}: {', '.join(unknown)} is no key of {self.stage_config}; "
+                    f"its keys are {', '.join(sorted(known))}"
+                )
+            for part in () if self._finished(number) else (entry, *entry.get("joint", ())):
+                if not Path(part["data_manifest"]).is_file():
+                    raise InputError(f"stage {name}: data_manifest {part['data_manifest']}: no such file")
+
     def _run_stage(self, number: int, name: str, entry: Mapping[str, Any], tracked: TrackedRun) -> None:
         record = self._stage_record(number, name, entry)
-        if all(step in record["steps"] for step in STEPS):
+        if self._finished(number):
+            self._check_finished(name, entry)
             logger.info("%s: finished before", name)
+            if record["run_id"]:
+                self.tracker.end_run(record["run_id"])  # killed between the last step and the end of the run
             return
         if self.main:
             print(f"\n== stage {name} ({number + 1} of {len(self.entries)}) ==", flush=True)
@@ -203,19 +228,30 @@ class PretrainingChain:
         if self.main:
             write_report(self.folder)
 
+    def _check_finished(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Refuse settings that a finished stage was not trained with."""
+        path = self.folder / name / "stage.json"
+        recorded = read_json(path)["settings"]
+        given = {**self.stage_settings, **entry, "strategy": self.strategy.name}
+        shared = sorted(set(given) & set(recorded))
+        changes = changed_settings({key: recorded[key] for key in shared}, {key: given[key] for key in shared})
+        if changes:
+            raise InputError(
+                f"{path}: stage {name} was finished with other settings ({'; '.join(changes)}). "
+                "Go on with the recorded ones, set a key in a later stage's entry alone, or give another output_dir."
+            )
+
+    def _stage_parser(self) -> ConfigParser:
+        parser = ConfigParser()
+        parser.read_config(str(self.stage_config))
+        return parser
+
     def _build_stage(
         self, number: int, name: str, entry: Mapping[str, Any], parent_run_id: str | None
     ) -> PretrainingStage:
-        parser = ConfigParser()
-        parser.read_config(str(self.stage_config))
         overrides = {**self.stage_settings, **entry, **self._chain_overrides(number, name, parent_run_id)}
         overrides.pop("name", None)
-        unknown = sorted(set(overrides) - set(parser.config))
-        if unknown:
-            raise InputError(
-                f"stage {name}: {', '.join(unknown)} is no key of {self.stage_config}; "
-                f"its keys are {', '.join(sorted(parser.config))}"
-            )
+        parser = self._stage_parser()
         set_keys(parser, overrides)
         return parser.get_parsed_content("stage")
 
@@ -229,7 +265,7 @@ class PretrainingChain:
             "buffers": [*self.buffers, *(str(self.folder / earlier / BUFFER_NAME) for earlier in names)],
             "vocabulary": str(self.vocabulary) if self.vocabulary else None,
             "output_dir": str(self.folder / name),
-            "tracking": self.tracking,
+            "mlflow": self.tracking,
             "tracking_uri": self.tracking_uri,
             "tracking_dir": str(self.folder),
             "experiment": self.experiment,
@@ -256,6 +292,11 @@ def set_keys(parser: ConfigParser, values: Mapping[str, Any], prefix: str = "") 
             parser[name] = value
 
 
+def modality_name(entry: Mapping[str, Any]) -> str:
+    """Name of the modality of a stage entry, which is a name or a registry entry."""
+    return get_modality(entry["modality"]).name
+
+
 def check_entries(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Stage entries as dicts.
 
@@ -271,7 +312,7 @@ def check_entries(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         missing = [key for key in ("modality", "data_manifest") if not entry.get(key)]
         if missing:
             raise InputError(f"stages[{number}]: {' and '.join(missing)} is missing in {dict(entry)}")
-        name = get_modality(entry["modality"]).name
+        name = modality_name(entry)
         if name in seen:
             raise InputError(f"stages[{number}]: modality {name} stands twice; one stage each (merge the manifests)")
         seen.add(name)

@@ -65,7 +65,7 @@ def embed_source(
         tensor = torch.from_numpy(raw).to(device)
         parts.append(embed_batch(model, source.modality, tensor, precision=precision, pad_id=pad_id).cpu().numpy())
     model.train(was_training)
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.empty((0, model.sizes.width), np.float32)
 
 
 def embed_into_file(model: torch.nn.Module, source: SampleSource, path: Path, **options) -> None:
@@ -103,7 +103,7 @@ class EmbeddingEvaluator(SupervisedEvaluator):
         val_handlers: further handlers.
 
     Raises:
-        InputError: when ``path`` does not end in .parquet.
+        InputError: when ``path`` does not end in .parquet, or text comes without a vocabulary.
     """
 
     def __init__(
@@ -123,6 +123,8 @@ class EmbeddingEvaluator(SupervisedEvaluator):
             raise InputError(f"output_file must end in .parquet, received {path}")
         self.precision = check_precision(precision, torch.device(device))
         self.modalities = val_data_loader.modalities
+        if vocabulary is None and any(entry.dimension == 1 for entry in self.modalities.values()):
+            raise InputError("embedding texts needs the vocabulary that encoded them: set `vocabulary`")
         self.pad_id = None if vocabulary is None else vocabulary.pad_id
         self.ids: list[str] = []
         self.vectors: list[np.ndarray] = []

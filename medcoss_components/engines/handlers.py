@@ -5,7 +5,10 @@ Each one attaches to events and, where it has a state, gives it as ``state_dict`
 
 from __future__ import annotations
 
+import logging
 import pickle
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,6 +28,9 @@ from medcoss_components.progress import progress
 
 if TYPE_CHECKING:
     from medcoss_components.tracking.runs import TrackedRun
+
+
+logger = logging.getLogger(__name__)
 
 
 class Stateful(Protocol):
@@ -108,6 +114,7 @@ class ResumeCheckpoint:
     """Writes everything that is needed to go on, every ``seconds`` and at the end of the run.
 
     The file replaces its predecessor by a rename, so that a crash at any moment leaves a whole one. Rank 0 writes.
+    Ctrl-C lets the optimiser step end, writes, and then stops the run; a second Ctrl-C stops at once.
 
     Args:
         path: the checkpoint file.
@@ -131,19 +138,39 @@ class ResumeCheckpoint:
         self.written_at = time.monotonic()
         self.trained_seconds = 0.0
         self.started_at = time.monotonic()
+        self.interrupted = False
+        self.former_answer: Any = None
 
     def attach(self, engine: Pretrainer) -> None:
         self.written_at = self.started_at = time.monotonic()
+        engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._save_on_interrupt)
+        engine.add_event_handler(Events.COMPLETED, self._stop_listening)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_listening_and_raise)
 
     def __call__(self, engine: Pretrainer) -> None:
-        if engine.window_closed and time.monotonic() - self.written_at >= self.seconds:
+        if engine.window_closed and (self.interrupted or time.monotonic() - self.written_at >= self.seconds):
             self.save(engine)
+            if self.interrupted:
+                raise KeyboardInterrupt
 
-    def _save_on_interrupt(self, engine: Pretrainer, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt) and engine.window_closed:
-            self.save(engine)
+    def _listen(self, engine: Pretrainer) -> None:
+        """Answer Ctrl-C between two steps: in the middle of one the weights may be half updated."""
+        if threading.current_thread() is threading.main_thread():
+            self.interrupted, self.former_answer = False, signal.signal(signal.SIGINT, self._on_interrupt)
+
+    def _on_interrupt(self, number: int, frame: Any) -> None:
+        self.interrupted = True
+        self._stop_listening()
+        logger.warning("interrupted: writing a checkpoint after this step; Ctrl-C again stops at once")
+
+    def _stop_listening(self, *_: Any) -> None:
+        if self.former_answer is not None:
+            signal.signal(signal.SIGINT, self.former_answer)
+            self.former_answer = None
+
+    def _stop_listening_and_raise(self, engine: Pretrainer, error: BaseException) -> None:
+        self._stop_listening()
         raise error
 
     @property
@@ -165,8 +192,8 @@ class ResumeCheckpoint:
             "training_seconds": self.training_seconds,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
-        with atomic_path(self.path) as partial:
-            torch.save(content, partial)
+        with atomic_path(self.path) as partial, open(partial, "wb") as stream:
+            torch.save(content, stream)
         self.on_saved()
 
     def load(self, engine: Pretrainer) -> bool:

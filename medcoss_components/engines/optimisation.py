@@ -41,7 +41,8 @@ def pretraining_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> torch.optim.AdamW:
     """AdamW with two groups: weight decay for matrices, none for one-dimensional parameters and biases."""
-    decayed, plain = [], []
+    decayed: list[torch.nn.Parameter] = []
+    plain: list[torch.nn.Parameter] = []
     for parameter in network.parameters():
         if parameter.requires_grad:
             (plain if parameter.ndim <= 1 else decayed).append(parameter)

@@ -141,6 +141,7 @@ def stage_vocabulary(
     init_weights: str | Path | None = None,
     size: int = 4000,
     dataset_dir: str | Path | None = None,
+    train: bool = True,
 ) -> Vocabulary | None:
     """The vocabulary of a stage.
 
@@ -150,15 +151,21 @@ def stage_vocabulary(
 
     Args:
         size: entries of a newly trained vocabulary.
+        train: whether a vocabulary may be trained; False where trained weights are read.
 
     Raises:
-        InputError: when a given vocabulary file does not exist.
+        InputError: when a given vocabulary file does not exist, or a text modality has none and ``train`` is False.
     """
-    carried = _carried_vocabulary(init_weights)
-    if vocabulary or carried:
-        return load_vocabulary(vocabulary or carried)
+    known = vocabulary or _carried_vocabulary(init_weights)
+    if known:
+        return load_vocabulary(known)
     if get_modality(modality).dimension != 1:
         return None
+    if not train:
+        raise InputError(
+            f"vocabulary: no {VOCABULARY_NAME} stands beside the weights {init_weights}; "
+            "give the file that they were trained with (--vocabulary PATH)"
+        )
     content = _manifest(manifest, dataset_dir)
     path = Path(store_dir) / f"vocabulary-{content.hash[:12]}-{size}" / VOCABULARY_NAME
     with main_process_first():

@@ -24,8 +24,10 @@ from medcoss_components.engines.evaluation import PretextEvaluator
 from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
 from medcoss_components.engines.pretrainer import Pretrainer
 from medcoss_components.engines.records import StepRecord
+from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, remove_partial, sha256_json, write_json
 from medcoss_components.networks.pretraining import encoder_state
+from medcoss_components.text.vocabulary import Vocabulary
 from medcoss_components.tracking.runs import Tracker, open_tracking
 from medcoss_components.weights import hash_weights, read_weights, save_weights
 
@@ -102,6 +104,17 @@ class PretrainingStage:
         return self.trainer.model
 
     @property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary of a stage that holds text.
+
+        Raises:
+            InputError: when the stage has none.
+        """
+        if self.trainer.settings.vocabulary is None:
+            raise InputError(f"stage {self.name}: has no vocabulary; set `vocabulary` to a vocabulary.json")
+        return self.trainer.settings.vocabulary
+
+    @property
     def weights_path(self) -> Path:
         return self.folder / "model.pt"
 
@@ -118,6 +131,8 @@ class PretrainingStage:
         self._open()
         if all(self.record.done(step) for step in STEPS):
             logger.info("%s: finished before, nothing to do", self.name)
+            if self.record.values.get("run_id"):
+                self._tracker().end_run(self.record.values["run_id"])
             self._clean()
             return self.folder
         with self._tracker().start_run(self.name, **self._run_options()) as self.tracked:
@@ -203,7 +218,7 @@ class PretrainingStage:
         loss = self.evaluator.evaluate()["pretext_loss"] if self.evaluator is not None else None
         self.record.values["validation_loss"] = loss
         if loss is not None:
-            self.tracked.log_metrics({"validation_loss": loss}, step=self.trainer.state.iteration)
+            self.tracked.log_metrics({"validation_loss": loss}, step=self.trainer.total_iterations)
 
     def _embed(self) -> None:
         embed_into_file(

@@ -97,9 +97,9 @@ PRESETS: dict[str, Preset] = {
     ),
     # Two CPU cores, from scratch.
     "demo": Preset(
-        width=192,
-        depth=6,
-        heads=3,
+        width=128,
+        depth=4,
+        heads=4,
         decoder_width=128,
         decoder_depth=2,
         decoder_heads=4,

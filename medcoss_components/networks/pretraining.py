@@ -90,7 +90,7 @@ class PretrainingModel(nn.Module):
     Example:
         >>> model = PretrainingModel(preset="demo", modality="xray")
         >>> model(torch.zeros(2, 3, 64, 96)).shape  # 4 x 6 patches and the class token
-        torch.Size([2, 25, 192])
+        torch.Size([2, 25, 128])
     """
 
     def __init__(

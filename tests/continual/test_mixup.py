@@ -6,8 +6,9 @@ import torch
 from medcoss_components.continual.mixup import (
     ImageMixDraw,
     TextMixDraw,
-    draw_mix,
+    draw_image_mix,
     draw_partners,
+    draw_text_mix,
     mix_images,
     mix_text,
 )
@@ -33,7 +34,7 @@ def mix_by_loop(inputs, partners, weights):
 def test_images_equal_the_loop(shape):
     inputs = torch.randn(5, *shape, generator=seeded())
     partners = draw_partners(5, seeded(1))
-    draw = draw_mix(len(shape) - 1, 5, None, seeded(2))
+    draw = draw_image_mix(5, seeded(2))
     expected = mix_by_loop(inputs, partners, draw.weight)
     torch.testing.assert_close(mix_images(inputs, inputs[partners], draw), expected, rtol=1e-6, atol=1e-6)
 
@@ -53,7 +54,7 @@ def test_images_keep_dtype_and_inputs():
 
 
 def test_image_weights_are_per_sample_and_uniform():
-    weight = draw_mix(2, 4000, None, seeded()).weight
+    weight = draw_image_mix(4000, seeded()).weight
     assert weight.shape == (4000,) and weight.dtype == torch.float32
     assert weight.min() >= 0 and weight.max() < 1
     assert weight.mean().item() == pytest.approx(0.5, abs=0.02)
@@ -73,7 +74,7 @@ def test_text_equals_the_loop_and_keeps_inputs():
     ids = torch.randint(1, 50, (6, 9), generator=seeded())
     real = (torch.arange(9)[None] < torch.tensor([9, 3, 5, 1, 7, 2])[:, None]).long()
     partners = draw_partners(6, seeded(3))
-    draw = draw_mix(1, 6, 9, seeded(4))
+    draw = draw_text_mix(6, 9, seeded(4))
     before = ids.clone(), real.clone()
     mixed, mixed_real = mix_text(ids, real, ids[partners], real[partners], draw)
     for sample in range(6):
@@ -85,26 +86,28 @@ def test_text_equals_the_loop_and_keeps_inputs():
 
 
 def test_text_probability_is_one_number_for_the_batch():
-    draws = [draw_mix(1, 40, 50, seeded(seed)) for seed in range(30)]
+    draws = [draw_text_mix(40, 50, seeded(seed)) for seed in range(30)]
     for draw in draws:
         assert draw.mask.float().mean().item() == pytest.approx(draw.probability, abs=0.06)
     assert max(draw.probability for draw in draws) - min(draw.probability for draw in draws) > 0.7
 
 
-@pytest.mark.parametrize("dimension, length", [(1, 7), (2, None), (3, None)])
-def test_rows_give_what_the_whole_batch_gives(dimension, length):
-    index = torch.tensor([3, 0])
-    draw = draw_mix(dimension, 4, length, seeded())
+def test_rows_of_images_give_what_the_whole_batch_gives():
+    index, draw = torch.tensor([3, 0]), draw_image_mix(4, seeded())
+    inputs = torch.arange(4.0 * 7).reshape(4, 7)
+    part = draw.rows(index)
+    whole, piece = mix_images(inputs, inputs.flip(0), draw), mix_images(inputs[index], inputs.flip(0)[index], part)
+    assert len(draw) == 4 and len(part) == 2
+    assert torch.equal(whole[index], piece)
+
+
+def test_rows_of_texts_give_what_the_whole_batch_gives():
+    index, draw = torch.tensor([3, 0]), draw_text_mix(4, 7, seeded())
     inputs = torch.arange(4 * 7).reshape(4, 7)
     part = draw.rows(index)
-    assert len(draw) == 4 and len(part) == 2
-    if dimension == 1:
-        whole, _ = mix_text(inputs, inputs > 0, inputs.flip(0), inputs.flip(0) > 0, draw)
-        piece, _ = mix_text(inputs[index], inputs[index] > 0, inputs.flip(0)[index], inputs.flip(0)[index] > 0, part)
-        assert part.probability == draw.probability
-    else:
-        inputs = inputs.float()
-        whole, piece = mix_images(inputs, inputs.flip(0), draw), mix_images(inputs[index], inputs.flip(0)[index], part)
+    whole, _ = mix_text(inputs, inputs > 0, inputs.flip(0), inputs.flip(0) > 0, draw)
+    piece, _ = mix_text(inputs[index], inputs[index] > 0, inputs.flip(0)[index], inputs.flip(0)[index] > 0, part)
+    assert len(draw) == 4 and len(part) == 2 and part.probability == draw.probability
     assert torch.equal(whole[index], piece)
 
 
@@ -122,8 +125,6 @@ def test_wrong_sizes_are_named():
         mix_images(image, torch.zeros(2, 1, 6, 4), weight)
     with pytest.raises(InputError, match=r"draw.weight: expected shape \(2,\), received \(3,\)"):
         mix_images(image, image, weight)
-    with pytest.raises(InputError, match="length: .* received None"):
-        draw_mix(1, 2, None, seeded())
     ids = torch.zeros(2, 5)
     with pytest.raises(InputError, match=r"draw.mask: expected shape \(2, 5\), received \(2, 4\)"):
         mix_text(ids, ids, ids, ids, TextMixDraw(probability=0.5, mask=torch.zeros(2, 4).bool()))

@@ -133,7 +133,7 @@ class TestMedCoSS:
         ours, theirs = student(mixed.inputs, **mixed.arguments), teacher(mixed.inputs, **mixed.arguments)
         total, count = 0.0, 0
         for row, position in mixed.arguments["padding_mask"].nonzero().tolist():
-            total += float(((ours[row, position] - theirs[row, position]) ** 2).mean())
+            total += ((ours[row, position] - theirs[row, position]) ** 2).mean().item()
             count += 1
         assert term.count == count and float(term.total) == pytest.approx(total, rel=1e-5)
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from medcoss_components.continual.mixup import draw_partners
 from medcoss_components.data.sampler import BatchPlan, BatchReader, BatchSampler, PretrainingLoader, rank_rows
 from medcoss_components.errors import InputError
-from medcoss_components.randomness import numpy_generator_for
+from medcoss_components.randomness import generator_for
 
 SIZES = (21, 6, 3)
 
@@ -125,7 +126,7 @@ class TestBatchReader:
 
     @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
     def test_partners_are_one_permutation_whatever_the_ranks(self, fake_source, ranks):
-        expected = numpy_generator_for(5, "partners", 1, 2, 3).permutation(7)
+        expected = draw_partners(7, generator_for(5, "partners", 1, 2, 3))
         parts = [self.read(fake_source, rank, ranks) for rank in range(ranks)]
         partners = [int(part["rows"][place]) for part in parts for place in part["partners"]]
         assert partners == expected.tolist()

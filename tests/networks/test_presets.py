@@ -9,7 +9,7 @@ def test_the_three_presets_have_the_sizes_of_the_design():
     assert sizes == {
         "vit_base": (768, 12, 12, 512, 8),
         "vit_small": (384, 12, 6, 256, 4),
-        "demo": (192, 6, 3, 128, 2),
+        "demo": (128, 4, 4, 128, 2),
     }
     assert [PRESETS[name].layer_scale for name in PRESETS] == [1e-3, 0.1, 0.5]
 
@@ -24,7 +24,7 @@ def test_overrides_replace_fields_and_none_keeps_them():
     [
         ("huge", {}, "preset='huge' is unknown. Use one of vit_base, vit_small, demo"),
         ("demo", {"breadth": 4}, "breadth: not a size"),
-        ("demo", {"heads": 5}, "width=192 must be a multiple of heads=5"),
+        ("demo", {"heads": 5}, "width=128 must be a multiple of heads=5"),
         ("demo", {"decoder_heads": 0}, "multiple of decoder_heads=0"),
         ("demo", {"stochastic_depth": 1.0}, "stochastic_depth=1.0"),
         ("demo", {"patch_3d": (4, 4)}, r"patch_3d=\(4, 4\) must hold 3"),

@@ -1,0 +1,324 @@
+"""The training engine: losses, accumulation, clipping and bit-exact resume."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ignite.engine import Events
+
+from medcoss_components.continual.strategies import LossTerm
+from medcoss_components.engines import batches, pretrainer
+from medcoss_components.engines.handlers import LearningRateSchedule, LossHistory, NonFiniteGuard, ResumeCheckpoint
+from medcoss_components.engines.pretrainer import global_mean, loss_terms, module_of, wrap_for_ranks
+from medcoss_components.errors import InputError
+
+
+def gradients(network):
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def same_weights(first, second):
+    return all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def record_outputs(trainer):
+    """A list that receives the output of every iteration."""
+    outputs = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output))
+    return outputs
+
+
+class TestIteration:
+    def test_output_of_every_kind_of_batch(self, fake_source, make_trainer):
+        trainer = make_trainer(
+            fake_source("xray", 6), buffers=[fake_source("report", 2), fake_source("ct", 4)], max_epochs=1
+        )
+        outputs = record_outputs(trainer)
+        trainer.run()
+        kinds = {(output["modality"], output["kind"]) for output in outputs}
+        assert kinds == {("xray", "pretext"), ("report", "distillation"), ("ct", "distillation")}
+        assert all(output["loss"].shape == () and not output["loss"].requires_grad for output in outputs)
+        counted = sum(output["count"] for output in outputs if output["modality"] == "xray")
+        assert counted == 6 and all(len(output["ids"]) == output["count"] for output in outputs)
+
+    @pytest.mark.parametrize("strategy", ["experience_replay", "medcoss"])
+    def test_kind_is_the_strategys(self, strategy, fake_source, make_trainer):
+        trainer = make_trainer(fake_source("xray", 4), buffers=[fake_source("ct", 4)], strategy=strategy, max_epochs=1)
+        outputs = record_outputs(trainer)
+        trainer.run()
+        kind = {"experience_replay": "replay", "medcoss": "distillation"}[strategy]
+        assert {output["kind"] for output in outputs if output["modality"] == "ct"} == {kind}
+        assert (trainer.teacher is None) == (strategy == "experience_replay")
+
+    def test_joint_trains_the_pretext_task_on_all(self, fake_source, make_trainer):
+        trainer = make_trainer(fake_source("xray", 4), joint=[fake_source("ct", 4)], strategy="joint", max_epochs=1)
+        outputs = record_outputs(trainer)
+        trainer.run()
+        assert {(output["modality"], output["kind"]) for output in outputs} == {("xray", "pretext"), ("ct", "pretext")}
+
+    def test_no_teacher_without_buffers(self, fake_source, make_trainer):
+        assert make_trainer(fake_source("xray", 4)).teacher is None
+
+    def test_teacher_keeps_the_first_weights(self, fake_source, make_trainer, tiny_network):
+        trainer = make_trainer(fake_source("xray", 8), buffers=[fake_source("ct", 4)])
+        trainer.run()
+        assert same_weights(trainer.teacher, tiny_network())
+        assert not same_weights(trainer.teacher, trainer.model) and not trainer.teacher.training
+
+    def test_network_trains_in_training_mode(self, fake_source, make_trainer):
+        trainer = make_trainer(fake_source("xray", 4), max_epochs=1)
+        trainer.model.eval()
+        trainer.run()
+        assert trainer.model.training
+
+    def test_bf16_gives_float32_losses_near_the_exact_ones(self, fake_source, make_trainer):
+        losses = []
+        for precision in ("float32", "bf16"):
+            trainer = make_trainer(fake_source("ct", 4), precision=precision, max_epochs=1)
+            outputs = record_outputs(trainer)
+            trainer.run()
+            losses.append(outputs[0]["loss"])
+        assert losses[1].dtype == torch.float32 and abs(losses[0] - losses[1]) < 0.05
+
+    def test_unknown_precision_refused(self, fake_source, make_trainer):
+        with pytest.raises(InputError, match="received 'fp8'"):
+            make_trainer(fake_source("xray", 4), precision="fp8")
+
+    def test_vocabulary_larger_than_the_table_refused(self, fake_source, make_trainer, tiny_network):
+        with pytest.raises(InputError, match="network has rows for 60"):
+            make_trainer(fake_source("report", 4), network=tiny_network(vocabulary_size=60))
+
+
+class TestLearning:
+    @pytest.mark.parametrize("name", ["report", "xray", "ct"])
+    def test_loss_falls_on_a_tiny_problem(self, name, fake_source, make_trainer, tiny_network):
+        trainer = make_trainer(
+            fake_source(name, 8),
+            network=tiny_network(stochastic_depth=0.0),
+            max_epochs=40,
+            batch_size=8,
+            learning_rate=1e-2,
+            augment=False,
+            mask_ratio=0.5,
+        )
+        history = LossHistory(interval=1)
+        history.attach(trainer)
+        trainer.run()
+        losses = history.losses(name, "pretext")
+        assert len(losses) == 40
+        assert sum(losses[-5:]) / 5 < 0.9 * sum(losses[:5]) / 5
+
+    def test_distillation_keeps_old_features_nearer_than_sequential(self, fake_source, make_trainer, tiny_network):
+        old, drift = fake_source("ct", 8, seed=3), {}
+        inputs = torch.from_numpy(old.samples) / 1024
+        for strategy in ("medcoss", "sequential"):
+            buffers = [old] if strategy == "medcoss" else []
+            trainer = make_trainer(
+                fake_source("xray", 8), buffers=buffers, strategy=strategy, max_epochs=15, learning_rate=3e-3
+            )
+            trainer.run()
+            with torch.no_grad():
+                after = trainer.model.eval().features("ct", inputs)
+                drift[strategy] = float((after - tiny_network().eval().features("ct", inputs)).square().mean())
+        assert drift["medcoss"] < 0.7 * drift["sequential"]
+
+
+class TestAccumulation:
+    @pytest.fixture
+    def same_masks(self, monkeypatch):
+        """Every sample gets the same noise, whichever batch it is in."""
+        noise = torch.rand(64, generator=torch.Generator().manual_seed(3))
+        monkeypatch.setattr(batches, "draw_patch_noise", lambda count, tokens, _: noise[:tokens].repeat(count, 1))
+
+    def train(self, fake_source, make_trainer, tiny_network, *, batch_size, steps):
+        trainer = make_trainer(
+            fake_source("ct", 8),
+            network=tiny_network(stochastic_depth=0.0),
+            batch_size=batch_size,
+            accumulation_steps=steps,
+            augment=False,
+            max_epochs=1,
+        )
+        trainer.run()
+        return trainer
+
+    def test_two_halves_equal_one_batch(self, fake_source, make_trainer, tiny_network, same_masks):
+        """Same gradient after one optimiser step, so 8 = 2 x 4 (all patches of all samples count alike)."""
+        whole = self.train(fake_source, make_trainer, tiny_network, batch_size=8, steps=1)
+        halves = self.train(fake_source, make_trainer, tiny_network, batch_size=4, steps=2)
+        expected, received = gradients(whole.model), gradients(halves.model)
+        assert expected.keys() == received.keys()
+        for name, value in expected.items():
+            assert torch.allclose(received[name], value, atol=1e-6, rtol=0), name
+        steps = [trainer.optimizer.state[trainer.model.decoder.mask_token]["step"] for trainer in (whole, halves)]
+        assert steps == [1, 1]
+
+    @pytest.mark.parametrize(
+        ("steps", "expected"),
+        [
+            (1, [(True, True, 1)] * 3),
+            (2, [(True, False, 2), (False, True, 2), (True, True, 1)]),
+            (3, [(True, False, 3), (False, False, 3), (False, True, 3)]),
+            (5, [(True, False, 3), (False, False, 3), (False, True, 3)]),
+        ],
+    )
+    def test_windows_end_with_the_epoch(self, steps, expected, fake_source, make_trainer):
+        trainer = make_trainer(fake_source("xray", 12), accumulation_steps=steps)
+        places = []
+        trainer.add_event_handler(
+            Events.ITERATION_COMPLETED, lambda engine: places.append(engine._accumulation_place())
+        )
+        trainer.run()
+        assert places == expected * 2
+        assert trainer.window_closed
+
+
+class TestClipping:
+    def norm(self, fake_source, make_trainer, limit):
+        trainer = make_trainer(fake_source("xray", 4), max_epochs=1, max_gradient_norm=limit)
+        trainer.run()
+        return torch.stack([value.square().sum() for value in gradients(trainer.model).values()]).sum().sqrt().item()
+
+    def test_norm_is_cut_to_the_limit(self, fake_source, make_trainer):
+        free = self.norm(fake_source, make_trainer, None)
+        assert free > 0.02
+        assert self.norm(fake_source, make_trainer, 0.01) == pytest.approx(0.01, rel=1e-3)
+        assert self.norm(fake_source, make_trainer, 1000.0) == pytest.approx(free, rel=1e-6)
+
+
+class TestNotFinite:
+    def test_nan_stops_and_names_the_samples(self, fake_source, make_trainer):
+        source = fake_source("mri", 12)
+        source.samples[5] = float("nan")
+        trainer = make_trainer(source, max_epochs=3)
+        NonFiniteGuard().attach(trainer)
+        with pytest.raises(RuntimeError, match=r"pretext loss of modality mri is nan.*mri-005"):
+            trainer.run()
+        assert trainer.state.iteration <= 3
+
+
+class TestResume:
+    EPOCHS = 2
+
+    def build(self, folder, fake_source, make_trainer, accumulation_steps=1):
+        trainer = make_trainer(
+            fake_source("xray", 8),
+            buffers=[fake_source("report", 3), fake_source("ct", 2)],
+            max_epochs=self.EPOCHS,
+            accumulation_steps=accumulation_steps,
+            max_gradient_norm=1.0,
+        )
+        history = LossHistory(interval=3)
+        guard = NonFiniteGuard()
+        checkpoint = ResumeCheckpoint(
+            path=folder / "checkpoint.pt", seconds=1e9, guard=guard, parts={"history": history}
+        )
+        for handler in (LearningRateSchedule(peak=1e-2, warmup_epochs=0.5), guard, history, checkpoint):
+            handler.attach(trainer)
+        return trainer, history, checkpoint
+
+    @pytest.mark.parametrize("accumulation_steps", [1, 2])
+    def test_from_every_iteration_ends_with_the_same_bits(
+        self, accumulation_steps, tmp_path, fake_source, make_trainer
+    ):
+        """Saved after each iteration of an uninterrupted run, then resumed from each of them by a new trainer."""
+        whole, expected, checkpoint = self.build(tmp_path, fake_source, make_trainer, accumulation_steps)
+        saved = []
+
+        def save(engine):
+            if engine.window_closed:
+                checkpoint.path = tmp_path / str(engine.state.iteration) / "checkpoint.pt"
+                checkpoint.save(engine)
+                saved.append(engine.state.iteration)
+
+        whole.add_event_handler(Events.ITERATION_COMPLETED, save)
+        whole.run()
+        assert whole.total_iterations == 8 and len(saved) == 8 // accumulation_steps
+        for iteration in saved:
+            folder = tmp_path / str(iteration)
+            resumed, history, checkpoint = self.build(folder, fake_source, make_trainer, accumulation_steps)
+            assert checkpoint.load(resumed)
+            assert resumed.state.iteration == iteration
+            resumed.run()
+            assert resumed.state.iteration == 8
+            assert same_weights(resumed.model, whole.model), iteration
+            assert [row[:6] for row in history.rows] == [row[:6] for row in expected.rows]
+
+    def test_without_checkpoint_starts_at_the_beginning(self, tmp_path, fake_source, make_trainer):
+        trainer, _, checkpoint = self.build(tmp_path, fake_source, make_trainer)
+        assert not checkpoint.load(trainer) and trainer.state.iteration == 0
+
+    def test_finished_run_does_nothing(self, fake_source, make_trainer):
+        trainer = make_trainer(fake_source("xray", 4))
+        trainer.resume_at(trainer.total_iterations)
+        outputs = record_outputs(trainer)
+        trainer.run()
+        assert outputs == []
+
+    @pytest.mark.parametrize("iteration", [-1, 3])
+    def test_iteration_outside_the_stage_refused(self, iteration, fake_source, make_trainer):
+        trainer = make_trainer(fake_source("xray", 4))
+        with pytest.raises(InputError, match=f"iteration {iteration}, the stage has 2"):
+            trainer.resume_at(iteration)
+
+    def test_repeated_runs_are_equal(self, fake_source, make_trainer):
+        first, second = (make_trainer(fake_source("ct", 6), buffers=[fake_source("xray", 2)]) for _ in range(2))
+        first.run(), second.run()
+        assert same_weights(first.model, second.model)
+
+
+class TestGlobalMean:
+    term = LossTerm("pretext", torch.tensor(6.0, requires_grad=True), torch.tensor(4.0))
+
+    def test_one_process(self):
+        loss, reported = global_mean(self.term)
+        assert loss.item() == reported.item() == 1.5 and loss.requires_grad and not reported.requires_grad
+
+    def test_nothing_counted_gives_zero(self):
+        assert global_mean(LossTerm("pretext", torch.tensor(0.0), torch.tensor(0)))[0] == 0
+
+    def test_two_processes(self, monkeypatch):
+        """Sums 6 of 4 units here and 2 of 12 there: mean 0.5; the gradient of the average over ranks is that of it."""
+        monkeypatch.setattr(pretrainer.idist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(pretrainer.idist, "all_reduce", lambda sums: sums + torch.tensor([2.0, 12.0]))
+        loss, reported = global_mean(self.term)
+        assert reported.item() == 0.5 and loss.item() == 6 * 2 / 16
+        assert torch.autograd.grad(loss, self.term.total)[0].item() == 2 / 16
+
+    def test_averaged_over_ranks_it_is_the_global_mean(self, monkeypatch):
+        monkeypatch.setattr(pretrainer.idist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(pretrainer.idist, "all_reduce", lambda sums: torch.tensor([8.0, 16.0], dtype=torch.double))
+        here, there = (
+            global_mean(LossTerm("pretext", torch.tensor(total), torch.tensor(count)))[0]
+            for total, count in ((6.0, 4.0), (2.0, 12.0))
+        )
+        assert (here + there) / 2 == 0.5
+
+
+class TestWrapping:
+    def test_one_process_trains_the_network_itself(self):
+        network = torch.nn.Linear(1, 1)
+        assert wrap_for_ranks(network) is network and module_of(network) is network
+
+    def test_several_processes_wrap_it(self, monkeypatch):
+        wrapped = []
+        monkeypatch.setattr(pretrainer.idist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(
+            pretrainer.idist, "auto_model", lambda network, **options: wrapped.append(options) or network
+        )
+        wrap_for_ranks(torch.nn.Linear(1, 1))
+        assert wrapped == [{"find_unused_parameters": True}]
+
+    def test_module_inside_a_wrapper(self):
+        network = torch.nn.Linear(1, 1)
+        holder = torch.nn.Module()
+        holder.module = network
+        assert module_of(holder) is network
+
+
+def test_loss_terms_are_means_by_modality_and_kind():
+    outputs = [
+        {"loss": torch.tensor(value), "modality": modality, "kind": kind}
+        for value, modality, kind in [(1.0, "ct", "pretext"), (3.0, "ct", "pretext"), (5.0, "mri", "replay")]
+    ]
+    assert loss_terms(outputs) == {("ct", "pretext"): 2.0, ("mri", "replay"): 5.0}
