@@ -13,6 +13,7 @@ from medcoss_components.errors import DiskFullError, InputError
 from medcoss_components.files import (
     atomic_folder,
     atomic_path,
+    check_archive,
     is_disk_full,
     read_json,
     remove_partial,
@@ -136,6 +137,37 @@ class TestJson:
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(InputError, match="a.json: not a JSON file"):
             read_json(tmp_path / "a.json")
+
+
+class TestArchive:
+    """``torch.load`` does not compare the checksums of its archive; this does."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        import zipfile
+
+        with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+            archive.writestr("data/0", bytes(range(200)))
+        return tmp_path / "model.pt"
+
+    def test_whole_archives_and_other_files_pass(self, path, tmp_path):
+        (tmp_path / "text").write_text("no archive")
+        check_archive(path)
+        check_archive(tmp_path / "text")
+
+    def test_changed_byte_is_found(self, path):
+        content = bytearray(path.read_bytes())
+        content[content.index(bytes([50, 51, 52]))] ^= 1
+        path.write_bytes(bytes(content))
+        with pytest.raises(InputError, match=r"model.pt: damaged since it was written \(data/0"):
+            check_archive(path)
+
+    def test_damaged_structure_is_found(self, path):
+        content = bytearray(path.read_bytes())
+        content[:4] = b"XXXX"  # signature of the first local header
+        path.write_bytes(bytes(content))
+        with pytest.raises(InputError, match=r"model.pt: damaged"):
+            check_archive(path)
 
 
 class TestHashes:

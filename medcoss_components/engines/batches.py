@@ -147,6 +147,15 @@ class ImageBatch(StepBatch):
         return ModelInputs(inputs, self._common("features") | self._masking())
 
 
+def real_length(padding_mask: torch.Tensor) -> int:
+    """Columns of a (B, L) mask, True at real tokens, up to the last real token of any text; at least 1.
+
+    A mixed text may hold padding between real tokens, so columns are not counted.
+    """
+    columns = padding_mask.any(dim=0).nonzero()
+    return int(columns[-1]) + 1 if len(columns) else 1
+
+
 class TextBatch(StepBatch):
     """Reports: whole-word masking, mixing of tokens; prepared on the host, where it is cheap."""
 
@@ -161,12 +170,8 @@ class TextBatch(StepBatch):
         self.padding_mask = self.loaded != self.vocabulary.pad_id
 
     def _inputs(self, ids: torch.Tensor, task: str, **tensors: torch.Tensor) -> ModelInputs:
-        """Cut the columns behind the last real token, then move everything to the device.
-
-        Mixed texts may have a column of padding between real tokens; it stays.
-        """
-        real = tensors["padding_mask"].any(dim=0).nonzero()
-        length = int(real.max()) + 1 if len(real) else 1
+        """Cut the columns behind the last real token, then move everything to the device."""
+        length = real_length(tensors["padding_mask"])
         moved = {name: tensor[:, :length].to(self.device, non_blocking=True) for name, tensor in tensors.items()}
         return ModelInputs(ids[:, :length].to(self.device, non_blocking=True), self._common(task) | moved)
 

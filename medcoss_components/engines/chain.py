@@ -16,7 +16,8 @@ from medcoss_components.continual.buffer import BUFFER_NAME
 from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.engines.records import changed_settings
-from medcoss_components.engines.stage import STEPS, PretrainingStage
+from medcoss_components.engines.setup import JOINT_OPTIONS
+from medcoss_components.engines.stage import STEPS, PretrainingStage, remove_work_files
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, remove_partial, write_json
 from medcoss_components.tracking.report import summary_table, write_report
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 CHAIN_FILE = "chain.json"
 FORMAT = 1
+DATA_KEYS = ("modality", "data_manifest", *JOINT_OPTIONS)
+"""Keys of an entry that say what data it has; the others say how a stage is trained."""
 
 
 class PretrainingChain:
@@ -91,7 +94,13 @@ class PretrainingChain:
         """One stage of all entries for a strategy that trains everything at once."""
         if not self.strategy.single_stage:
             return entries
-        return [{**entries[0], "name": "joint", "joint": entries[1:]}]
+        ignored = sorted({key for entry in entries for key in entry} - {*DATA_KEYS, "name"})
+        if ignored:
+            logger.warning("strategy %s makes one stage: %s of entries are not used", self.strategy.name, ignored)
+        # a text modality comes first, since the stage's vocabulary is trained on the first one
+        entries = sorted(entries, key=lambda entry: get_modality(entry["modality"]).dimension != 1)
+        first, *others = [{key: entry[key] for key in DATA_KEYS if key in entry} for entry in entries]
+        return [{**first, "name": "joint", "joint": others}]
 
     def _continue(self, folder: Path) -> None:
         """Start from a finished chain."""
@@ -99,6 +108,11 @@ class PretrainingChain:
         if finished["status"] != "finished":
             raise InputError(
                 f"continue_from {folder}: this chain is {finished['status']}; finish it first with its own command"
+            )
+        if get_strategy(finished["settings"]["strategy"]).single_stage:
+            raise InputError(
+                f"continue_from {folder}: this chain trained all modalities at once and kept no buffer of each; "
+                "start from its weights instead (--init_weights) and give the buffers that you have"
             )
         names = [stage["folder"] for stage in finished["stages"]]
         self.earlier = [stage["modality"] for stage in finished["earlier"]] + [
@@ -207,8 +221,7 @@ class PretrainingChain:
         if self._finished(number):
             self._check_finished(name, entry)
             logger.info("%s: finished before", name)
-            if record["run_id"]:
-                self.tracker.end_run(record["run_id"])  # killed between the last step and the end of the run
+            self._tidy(name, record)
             return
         if self.main:
             print(f"\n== stage {name} ({number + 1} of {len(self.entries)}) ==", flush=True)
@@ -227,6 +240,13 @@ class PretrainingChain:
         gc.collect()
         if self.main:
             write_report(self.folder)
+
+    def _tidy(self, name: str, record: Mapping[str, Any]) -> None:
+        """Do what a kill between a stage's last step and its end left undone."""
+        if record["run_id"]:
+            self.tracker.end_run(record["run_id"])
+        if self.main:
+            remove_work_files(self.folder / name)
 
     def _check_finished(self, name: str, entry: Mapping[str, Any]) -> None:
         """Refuse settings that a finished stage was not trained with."""

@@ -17,6 +17,7 @@ from monai.utils.enums import CommonKeys
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.sampler import PretrainingLoader, SampleSource, rank_rows
 from medcoss_components.data.transforms import to_model_input
+from medcoss_components.engines.batches import real_length
 from medcoss_components.engines.optimisation import autocast, check_precision
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path
@@ -29,8 +30,11 @@ def embed_batch(
     model: torch.nn.Module, modality: Modality, raw: torch.Tensor, *, precision: str, pad_id: int | None = 0
 ) -> torch.Tensor:
     """Embed stored samples: (B, *stored_shape) -> (B, D) float32, no patch removed, no augmentation."""
-    inputs = to_model_input(modality, raw)
-    padding_mask = inputs != pad_id if modality.dimension == 1 else None
+    inputs, padding_mask = to_model_input(modality, raw), None
+    if modality.dimension == 1:
+        padding_mask = inputs != pad_id
+        length = real_length(padding_mask)
+        inputs, padding_mask = inputs[:, :length], padding_mask[:, :length]
     with autocast(precision, raw.device):
         return model.embedding(modality, inputs, padding_mask=padding_mask)
 

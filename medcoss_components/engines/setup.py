@@ -34,6 +34,8 @@ from medcoss_components.weights import load_initial_weights
 logger = logging.getLogger(__name__)
 
 VOCABULARY_NAME = "vocabulary.json"
+JOINT_OPTIONS = ("dataset_dir", "preparation", "max_bad_share")
+"""What an entry of a joint stage may set for its own data."""
 
 
 def default_device() -> torch.device:
@@ -125,10 +127,17 @@ def _manifest(manifest: str | Path | None, dataset_dir: str | Path | None) -> Ma
 
 
 def joint_datasets(entries: Sequence[Mapping[str, Any]], **options: Any) -> list[Store]:
-    """Stores of the further modalities of a joint stage; each entry has ``modality`` and ``data_manifest``."""
-    stores = [
-        prepared_dataset(manifest=entry["data_manifest"], modality=entry["modality"], **options) for entry in entries
-    ]
+    """Stores of the further modalities of a joint stage.
+
+    Each entry has ``modality`` and ``data_manifest``, and may have ``dataset_dir``, ``preparation`` and
+    ``max_bad_share`` of its own; ``options`` hold for all, see :func:`prepared_dataset`.
+    """
+    stores = []
+    for entry in entries:
+        own = {key: entry[key] for key in JOINT_OPTIONS if key in entry}
+        stores.append(
+            prepared_dataset(manifest=entry["data_manifest"], modality=entry["modality"], **{**options, **own})
+        )
     return [store for store in stores if store is not None]
 
 

@@ -33,6 +33,7 @@ from medcoss_components.weights import hash_weights, read_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
+WORK_FILES = ("checkpoint.pt", "embeddings.npy")
 STEPS = ("train", "evaluate", "embed", "select", "artefacts")
 
 
@@ -120,11 +121,11 @@ class PretrainingStage:
 
     @property
     def checkpoint_path(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        return self.folder / WORK_FILES[0]
 
     @property
     def embeddings_path(self) -> Path:
-        return self.folder / "embeddings.npy"
+        return self.folder / WORK_FILES[1]
 
     def run(self) -> Path:
         """Run every step that is not recorded as done; return the stage's folder."""
@@ -264,7 +265,12 @@ class PretrainingStage:
         self.tracked.log_artifacts(self.folder / "previews", "previews")
 
     def _clean(self) -> None:
-        """Remove what only unfinished steps need; after the last step is recorded, not before."""
+        """After the last step is recorded, not before: until then a restart needs these files."""
         if self.main:
-            for path in (self.checkpoint_path, self.embeddings_path):
-                path.unlink(missing_ok=True)
+            remove_work_files(self.folder)
+
+
+def remove_work_files(folder: Path) -> None:
+    """Remove from a finished stage's folder what only its steps needed."""
+    for name in WORK_FILES:
+        (folder / name).unlink(missing_ok=True)

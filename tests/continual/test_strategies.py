@@ -135,7 +135,7 @@ class TestMedCoSS:
         for row, position in mixed.arguments["padding_mask"].nonzero().tolist():
             total += ((ours[row, position] - theirs[row, position]) ** 2).mean().item()
             count += 1
-        assert term.count == count and float(term.total) == pytest.approx(total, rel=1e-5)
+        assert term.count == count and term.total.item() == pytest.approx(total, rel=1e-5)
 
     def test_without_teacher_refused(self, tiny_network, prepared):
         with pytest.raises(InputError, match="medcoss needs a teacher"):

@@ -190,6 +190,16 @@ class TestWholeChain:
         assert read_chain(folder)["status"] == "finished"
         assert "tiny_volume" in capsys.readouterr().out  # the table is shown again
 
+    @pytest.mark.usefixtures("quick")
+    def test_run_that_a_kill_left_open_is_closed(self, folder, build):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{folder}/mlruns.db")
+        run_id = read_chain(folder)["stages"][-1]["run_id"]
+        client.update_run(run_id, status="RUNNING")
+        build(folder, *ENTRIES, tracking=True).run()
+        assert client.get_run(run_id).info.status == "FINISHED"
+
     def test_finished_stages_refuse_other_settings(self, folder, build):
         with pytest.raises(
             InputError, match=r"01_tiny_text was finished with other settings \(max_epochs: 1 -> 2; seed: 0 -> 3\)"
@@ -255,6 +265,18 @@ class TestStrategies:
         folder = build(tmp_path / "run", *ENTRIES, strategy="joint").run()
         assert [stage["folder"] for stage in read_chain(folder)["stages"]] == ["01_joint"]
         assert kinds(folder, "01_joint") == {(name, "pretext") for name in ENTRIES}
+        with pytest.raises(InputError, match="trained all modalities at once"):
+            build(tmp_path / "more", "tiny_volume", continue_from=folder)
+
+    def test_joint_with_the_text_named_last(self, build, data, tmp_path, caplog):
+        """The vocabulary is trained on the text; settings of single entries are said to be unused."""
+        entries = [
+            {"modality": name, "data_manifest": str(data[name]), "max_epochs": 7}
+            for name in ("tiny_picture", "tiny_text")
+        ]
+        folder = build(tmp_path / "run", *entries, strategy="joint").run()
+        assert kinds(folder, "01_joint") == {("tiny_picture", "pretext"), ("tiny_text", "pretext")}
+        assert metrics(folder, "01_joint")["epochs"] == 1 and "['max_epochs'] of entries are not used" in caplog.text
 
     def test_materialised_buffers_need_no_earlier_store(self, build, tmp_path):
         import shutil

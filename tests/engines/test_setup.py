@@ -117,6 +117,12 @@ class TestPreparedDataset:
         assert [len(store) for store in joint_datasets(entries, store_dir=store_dir, workers=1)] == [10, 10]
         assert joint_datasets([], store_dir=store_dir) == []
 
+    def test_joint_dataset_with_its_own_preparation(self, manifests, store_dir, make_store):
+        entry = {"data_manifest": str(manifests["ct"]), "modality": make_store("ct").modality.to_dict()}
+        entry |= {"preparation": {"slices_stride": 3}}  # sub-volumes of 6 slices begin at 0, 3 and 6 of 12
+        (store,) = joint_datasets([entry], store_dir=store_dir, workers=1)
+        assert len(store) == 5 * 3
+
 
 class TestVocabulary:
     def stage(self, manifests, folder, **options):

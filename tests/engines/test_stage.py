@@ -284,6 +284,10 @@ class TestTracking:
         logged = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
         assert {"buffer.json", "metrics.json", "history.json"} <= logged
 
+        client.update_run(run.info.run_id, status="RUNNING")  # as after kill -9 between the last step and closing
+        make_stage(tmp_path / "02_xray", tracking=True, tracking_dir=tmp_path, experiment="tests").run()
+        assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
     def test_off_leaves_no_database(self, tmp_path, make_stage):
         make_stage(tmp_path / "stage", validated=False).run()
         assert names(tmp_path) == {"stage"}
@@ -299,6 +303,13 @@ def test_stage_without_validation_has_no_validation_loss(tmp_path, make_stage):
 def test_image_stage_without_vocabulary_writes_none(tmp_path, make_stage):
     folder = make_stage(tmp_path / "stage", validated=False, trainer={"vocabulary": None}).run()
     assert not (folder / "vocabulary.json").exists()
+
+
+def test_vocabulary_of_a_stage(tmp_path, make_stage, vocabulary):
+    assert make_stage(tmp_path / "stage").vocabulary is vocabulary
+    without = make_stage(tmp_path / "03_ct", "ct", validated=False, trainer={"vocabulary": None})
+    with pytest.raises(InputError, match="stage 03_ct: has no vocabulary"):
+        without.vocabulary  # noqa: B018
 
 
 @pytest.mark.parametrize(("ratio", "size"), [(0.05, 1), (0.25, 2), (0.35, 4), (1.0, 10)])

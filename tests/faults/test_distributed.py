@@ -45,6 +45,7 @@ def runs(tmp_path_factory, tiny_data, write_stage, environment, kill_server) -> 
         env={**environment, "PYTHONPATH": str(Path(__file__).parent)},
         capture_output=True,
         text=True,
+        timeout=300,
     )
     assert together.returncode == 0, together.stderr[-3000:]
     assert kill_server(arguments(str(one)), log=log) == 0, log.read_text()[-3000:]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from medcoss_components.data.store import open_store
+from medcoss_components.engines.stage import WORK_FILES
 
 STAGES = ("01_report", "02_xray", "03_ct")
 SAME = ("model.pt", "encoder.safetensors", "buffer.json", "vocabulary.json")
@@ -31,7 +32,7 @@ MOMENTS = (
     ("training, in the second epoch", {"call": STEP, "count": 4}),
     ("k-means", {"call": ROUND, "count": 1}),
     ("between buffer.json and its record", {"rename": "buffer.json", "count": 1, "when": "after"}),
-    ("between cleaning up and the record", {"unlink": "embeddings.npy", "count": 1}),
+    ("cleaning up after the last step", {"unlink": "embeddings.npy", "count": 1}),
     # stage 2: 10 X-rays in 3 batches and the report buffer in 2, 2 epochs
     ("a part of the X-ray store", {"rename": "part-000003.bin", "count": 1, "when": "half"}),
     ("training with a buffer, first checkpoint", {"rename": "checkpoint.pt", "count": 1, "when": "before"}),
@@ -73,9 +74,9 @@ def test_a_chain_killed_again_and_again_ends_like_an_uninterrupted_one(
         code = kill_server(arguments, log=log, moment=moment)
         assert code == -9, f"{name}: ended with {code}\n{log.read_text()[-3000:]}"
         check_nothing_half_written(killed)
-    last = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True)
+    last = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert last.returncode == 0, last.stderr[-3000:]
-    assert reference.wait() == 0
+    assert reference.wait(timeout=300) == 0
     for stage in STAGES:
         for file in SAME:
             assert (killed / "chain" / stage / file).read_bytes() == (whole / "chain" / stage / file).read_bytes(), (
@@ -84,7 +85,7 @@ def test_a_chain_killed_again_and_again_ends_like_an_uninterrupted_one(
         assert losses(killed / "chain" / stage) == losses(whole / "chain" / stage)
     assert steps(killed / "chain") == steps(whole / "chain")
     assert not list((killed / "chain").rglob("*.partial*")) and not list((killed / "store").glob(".*.work"))
-    assert not [path for name in ("checkpoint.pt", "embeddings.npy") for path in killed.rglob(name)]
+    assert not [path for name in WORK_FILES for path in killed.rglob(name)]
 
 
 @pytest.mark.slow
@@ -112,6 +113,7 @@ def test_a_killed_chain_keeps_its_tracked_runs(tmp_path: Path, tiny_data, write_
     record = json.loads((tmp_path / "chain" / "chain.json").read_text())
     assert [stage["run_id"] for stage in record["stages"]] == [runs[name][0] for name in ("01_report", "02_xray")]
     assert record["run_id"] == runs["chain chain"][0]
+    assert not [path for name in WORK_FILES for path in tmp_path.rglob(name)]
 
 
 def losses(stage: Path) -> list[list]:

@@ -87,7 +87,12 @@ def six(place, environment) -> SimpleNamespace:
     where = words.index("--config_file") + 1
     words[where] = words[where].replace("'ultrasound.json'", "'tiny.json','ultrasound.json'")
     done = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *words], env=environment, cwd=place, capture_output=True, text=True
+        [sys.executable, "-m", "monai.bundle", *words],
+        env=environment,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return SimpleNamespace(folder=place / "runs" / "six", stage=place / "runs" / "six" / "04_ultrasound")
