@@ -32,7 +32,7 @@ def stage_metrics(stage: PretrainingStage) -> dict[str, Any]:
     trainer, values, name = stage.trainer, stage.record.values, stage.dataset.modality.name
     losses = stage.history.losses(name, "pretext")
     seconds = {step: record["seconds"] for step, record in stage.record.steps.items()}
-    samples = _samples_seen(trainer)
+    samples, vocabulary = _samples_seen(trainer), trainer.settings.vocabulary
     return {
         "stage": stage.name,
         "modality": name,
@@ -50,6 +50,7 @@ def stage_metrics(stage: PretrainingStage) -> dict[str, Any]:
         "final_loss": losses[-1] if losses else None,
         "validation_loss": values.get("validation_loss"),
         "rehearsal": _rehearsal_metrics(stage),
+        "vocabulary_hash": None if vocabulary is None else vocabulary.hash,
         "peak_memory_bytes": round(memory_metrics(trainer.state.device)["peak_memory_mib"] * 2**20),
     }
 
