@@ -121,12 +121,14 @@ class Mirror(_TensorRecord):
     flip: torch.Tensor
 
     def apply(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Mirror (B, C, Z, H, W); exact, no resampling."""
-        flip = self.flip.to(inputs.device)
-        for axis in range(3):
-            chosen = flip[:, axis].view(-1, 1, 1, 1, 1)
-            inputs = torch.where(chosen, inputs.flip(axis + 2), inputs)
-        return inputs
+        """Mirror (B, C, Z, H, W); exact, no resampling. Samples with the same axes are copied together, once."""
+        output = torch.empty_like(inputs)
+        code = self.flip.cpu().long() @ torch.tensor([4, 2, 1])
+        for number in code.unique().tolist():
+            index = (code == number).nonzero().squeeze(1).to(inputs.device)
+            axes = [axis + 2 for axis in range(3) if number & (4 >> axis)]
+            output[index] = inputs[index].flip(axes)
+        return output
 
 
 Augmentation = NoAugmentation | CropFlip | Mirror
