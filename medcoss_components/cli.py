@@ -43,9 +43,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Options that hold for every command."""
-    if debug:
-        os.environ[DEBUG_VARIABLE] = "1"
+    """Options that hold for every command; ``main`` looks for --debug itself, before anything can fail."""
 
 
 @sample.command("fetch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -119,7 +120,8 @@ class PretrainingChain:
             stage["modality"] for stage in finished["stages"]
         ]
         self.init_weights = folder / names[-1]
-        self.buffers = [*finished["buffers"], *(str(folder / name / BUFFER_NAME) for name in names)]
+        earlier = [os.path.normpath(folder / path) for path in finished["buffers"]]
+        self.buffers = [*earlier, *(str(folder / name / BUFFER_NAME) for name in names)]
         repeated = [name for name in map(modality_name, self.entries) if name in self.earlier]
         if repeated:
             raise InputError(
@@ -180,7 +182,7 @@ class PretrainingChain:
             "run_id": None,
             "experiment": self.experiment,
             "earlier": [{"modality": name} for name in self.earlier],
-            "buffers": [str(Path(path).resolve()) for path in self.buffers],
+            "buffers": [os.path.relpath(path, self.folder) for path in self.buffers],
             "stages": [],
             "settings": self._settings(),
         }

@@ -107,7 +107,8 @@ class EmbeddingEvaluator(SupervisedEvaluator):
         val_handlers: further handlers.
 
     Raises:
-        InputError: when ``path`` does not end in .parquet, or text comes without a vocabulary.
+        InputError: when ``path`` does not end in .parquet, text comes without a vocabulary, or there are several
+            processes.
     """
 
     def __init__(
@@ -125,6 +126,9 @@ class EmbeddingEvaluator(SupervisedEvaluator):
         self.path = None if path is None else Path(path)
         if self.path is not None and self.path.suffix != ".parquet":
             raise InputError(f"output_file must end in .parquet, received {path}")
+        ranks = idist.get_world_size()
+        if ranks > 1:
+            raise InputError(f"embeddings are written by one process, this is one of {ranks}; start without torchrun")
         self.precision = check_precision(precision, torch.device(device))
         self.modalities = val_data_loader.modalities
         if vocabulary is None and any(entry.dimension == 1 for entry in self.modalities.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -233,13 +234,17 @@ class TestWholeChain:
         assert [stage["modality"] for stage in record["earlier"]] == list(ENTRIES) and len(record["buffers"]) == 3
         words = [path / "vocabulary.json" for path in (folder / "01_tiny_text", output / "04_sixth")]
         assert words[0].read_bytes() == words[1].read_bytes()
+        moved = tmp_path / "archive"  # both chains move together
+        shutil.copytree(folder, moved / folder.relative_to(folder.anchor))
+        shutil.copytree(output, moved / output.relative_to(output.anchor))
         again = build(
             tmp_path / "still_more",
             entry | {"modality": "tiny_new"},
-            continue_from=output,
+            continue_from=moved / output.relative_to(output.anchor),
             extra_modalities=[new | {"name": "tiny_new"}],
         )
         assert again.stage_names() == ["05_tiny_new"] and len(again.buffers) == 4
+        assert all(Path(path).is_file() and Path(path).is_relative_to(moved) for path in again.buffers)
 
     def test_continuing_with_a_learned_modality_refused(self, folder, build, tmp_path):
         with pytest.raises(InputError, match="tiny_picture was learned in"):

@@ -89,6 +89,12 @@ class TestEmbeddingEvaluator:
         options = {"precision": "float32"} | options
         return EmbeddingEvaluator(device="cpu", val_data_loader=loader, network=network, **options)
 
+    def test_several_processes_refused(self, fake_source, tiny_network, monkeypatch):
+        source = fake_source("xray", 7)
+        monkeypatch.setattr(embedding.idist, "get_world_size", lambda: 2)
+        with pytest.raises(InputError, match="this is one of 2; start without torchrun"):
+            self.evaluator(source, tiny_network())
+
     def test_writes_ids_and_vectors_in_store_order(self, fake_source, tiny_network, vocabulary, tmp_path):
         import pyarrow.parquet
 
