@@ -210,6 +210,7 @@ class PretrainingStage:
         if self.checkpoint.load(self.trainer):
             logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
         self.trainer.run()
+        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
         self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
         if self.main:
             write_json(self.folder / "history.json", self.history.to_json())
@@ -260,7 +261,7 @@ class PretrainingStage:
             self.trainer.settings.vocabulary.save(self.folder / "vocabulary.json")
         write_previews(self)
         write_json(self.folder / "metrics.json", stage_metrics(self))
-        for name in ("buffer.json", "metrics.json", "history.json"):
+        for name in ("stage.json", "buffer.json", "metrics.json", "history.json"):
             self.tracked.log_artifact(self.folder / name)
         self.tracked.log_artifacts(self.folder / "previews", "previews")
 
