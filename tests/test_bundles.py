@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,17 @@ def test_chain_passes_on_only_keys_of_the_stage_config(merged: dict[Path, dict])
     assert set(chain["stage_settings"]) <= set(stage)
     same = {key: stage[key] for key in chain["stage_settings"] if not str(stage[key]).startswith("$")}
     assert {key: chain[key] for key in same} == same
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_metadata_names_the_tested_versions(bundle: Path) -> None:
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    named = metadata["required_packages_version"] | {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+    }
+    lower = {name.lower(): version for name, version in pinned.items()}
+    assert named == {name: lower.get(name.lower()) for name in named}
+    assert "supported_apps" not in metadata
