@@ -215,7 +215,7 @@ def convert_sample(recipe: Recipe, *, sources: Mapping[str, Path], folder: Path)
     """
     _clear(folder)
     started = time.monotonic()
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder.absolute()) as partial:  # items name their files from the root of the file system
         items = recipe.load_adapter()(sources=sources, folder=partial, settings=recipe.settings)
         _check_counts(recipe, items)
         write_manifest(_manifest(recipe, items, partial), partial / MANIFEST)

@@ -246,6 +246,16 @@ class TestRestart:
         changed = {"pathology": replace(recipes["pathology"], version="2")}
         assert read_manifest(fetch(changed)).version == "2"
 
+    def test_root_may_be_relative(self, stand_ins, tmp_path, monkeypatch):
+        recipes, cache = stand_ins
+        monkeypatch.chdir(tmp_path)
+        paths = sample.fetch_sample("here", ["pathology", "ct"], cache, recipes=recipes)
+        for path in paths.values():
+            content = read_json(path)
+            images = [Path(item["image"]) for split in ("training", "validation") for item in content[split]]
+            assert images and all((path.parent / image).is_file() for image in images)
+            assert {image.parts[0] for image in images} <= {"images", "volumes"}
+
     def test_interrupted_conversion_leaves_nothing(self, stand_ins, tmp_path, monkeypatch):
         recipes, cache = stand_ins
 
