@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 CHAIN_FILE = "chain.json"
 FORMAT = 1
+PREPARED_PARTS = ("train#dataset", "validate#dataset")
+"""Parts of the stage config that are prepared stores."""
 DATA_KEYS = ("modality", "data_manifest", *JOINT_OPTIONS)
 """Keys of an entry that say what data it has; the others say how a stage is trained."""
 
@@ -87,6 +89,7 @@ class PretrainingChain:
         self.experiment, self.tracking, self.tracking_uri = experiment, tracking, tracking_uri
         self.main = idist.get_rank() == 0
         self.earlier: list[str] = []
+        self.prepared: dict[str, float] = {}
         self.init_weights, self.buffers, self.vocabulary = init_weights, [str(path) for path in buffers], vocabulary
         if continue_from is not None:
             self._continue(Path(continue_from))
@@ -147,6 +150,7 @@ class PretrainingChain:
         }
         with self.tracker.start_run(f"chain {self.folder.name}", **options) as tracked:
             self.record["run_id"] = tracked.run_id
+            self._prepare_ahead()
             for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
                 self._run_stage(number, name, entry, tracked)
             self._finish(tracked)
@@ -205,7 +209,7 @@ class PretrainingChain:
 
     def _check_inputs(self) -> None:
         """Look at all stages that are to run before the first one starts: their keys and manifests."""
-        known = self._stage_parser().config
+        known = self._empty_parser().config
         for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
             keys = {**self.stage_settings, **entry}
             unknown = sorted(key for key in keys if key.split("#")[0] not in {*known, "name"})
@@ -218,6 +222,18 @@ class PretrainingChain:
                 if not Path(part["data_manifest"]).is_file():
                     raise InputError(f"stage {name}: data_manifest {part['data_manifest']}: no such file")
 
+    def _prepare_ahead(self) -> None:
+        """Prepare the images of all stages before the first one trains, so that bad data is found at once.
+
+        Texts wait for their stage: the vocabulary may come from the stage before.
+        """
+        for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
+            if number < len(self.record["stages"]) or get_modality(entry["modality"]).dimension == 1:
+                continue
+            parser = self._stage_parser(number, name, entry, None)
+            stores = [parser.get_parsed_content(part) for part in PREPARED_PARTS]
+            self.prepared[name] = sum(store.preparation_seconds for store in stores if store is not None)
+
     def _run_stage(self, number: int, name: str, entry: Mapping[str, Any], tracked: TrackedRun) -> None:
         record = self._stage_record(number, name, entry)
         if self._finished(number):
@@ -227,7 +243,8 @@ class PretrainingChain:
             return
         if self.main:
             print(f"\n== stage {name} ({number + 1} of {len(self.entries)}) ==", flush=True)
-        stage = self._build_stage(number, name, entry, tracked.run_id)
+        stage = self._stage_parser(number, name, entry, tracked.run_id).get_parsed_content("stage")
+        stage.dataset.preparation_seconds += self.prepared.get(name, 0.0)
 
         def remember(finished: PretrainingStage, step: str) -> None:
             seconds = finished.record.values["preparation_seconds"]
@@ -263,19 +280,20 @@ class PretrainingChain:
                 "Go on with the recorded ones, set a key in a later stage's entry alone, or give another output_dir."
             )
 
-    def _stage_parser(self) -> ConfigParser:
+    def _empty_parser(self) -> ConfigParser:
         parser = ConfigParser()
         parser.read_config(str(self.stage_config))
         return parser
 
-    def _build_stage(
+    def _stage_parser(
         self, number: int, name: str, entry: Mapping[str, Any], parent_run_id: str | None
-    ) -> PretrainingStage:
+    ) -> ConfigParser:
+        """The stage config with the keys of this stage set."""
         overrides = {**self.stage_settings, **entry, **self._chain_overrides(number, name, parent_run_id)}
         overrides.pop("name", None)
-        parser = self._stage_parser()
+        parser = self._empty_parser()
         set_keys(parser, overrides)
-        return parser.get_parsed_content("stage")
+        return parser
 
     def _chain_overrides(self, number: int, name: str, parent_run_id: str | None) -> dict[str, Any]:
         names = self.stage_names()[:number]

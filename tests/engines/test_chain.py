@@ -184,7 +184,7 @@ class TestWholeChain:
         assert {"tiny_volume/pretext", "tiny_text/distillation", "tiny_picture/distillation"} <= set(last)
 
     def test_again_does_nothing(self, folder, build, monkeypatch, capsys):
-        monkeypatch.setattr(PretrainingChain, "_build_stage", None)
+        monkeypatch.setattr(PretrainingChain, "_stage_parser", None)
         before = {path: path.read_bytes() for path in folder.glob("0*/*.*")}
         build(folder, *ENTRIES).run()
         assert before == {path: path.read_bytes() for path in folder.glob("0*/*.*")}
@@ -392,6 +392,15 @@ class TestRefusals:
         chain = build(tmp_path / "run", {"modality": "tiny_picture", "data_manifest": str(tmp_path / "gone.json")})
         with pytest.raises(InputError, match="stage 01_tiny_picture: data_manifest .*gone.json: no such file"):
             chain.run()
+
+    def test_bad_images_of_a_later_stage_are_found_before_the_first_trains(self, build, tmp_path):
+        entry = ENTRIES["tiny_volume"] | {"name": "tiny_volume"}
+        broken = synthetic_manifest(tmp_path / "data", entry, count=4, shape=(12, 16, 24), defects=["truncated"])
+        chain = build(tmp_path / "run", "tiny_text", {"modality": "tiny_volume", "data_manifest": str(broken)})
+        with pytest.raises(RuntimeError) as caught:
+            chain.run()
+        assert "1 of 4 items are bad" in str(caught.value.__cause__ or caught.value)
+        assert not (tmp_path / "run" / "01_tiny_text").exists()
 
     def test_later_stages_are_looked_at_before_the_first_runs(self, build, tmp_path):
         last = {"modality": "tiny_picture", "data_manifest": str(tmp_path / "gone.json")}

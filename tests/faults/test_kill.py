@@ -23,8 +23,11 @@ LAST_RECORD = 6  # chain.json is written at the start and after each of the five
 RUNS = "select run_uuid, name, status from runs"
 POINTS = "select key, step from metrics where run_uuid = ? and (key like '%/pretext' or key like '%/distillation')"
 MOMENTS = (
-    # stage 1: 24 reports in 6 batches an epoch, 2 epochs
     ("first chain.json", {"rename": "chain.json", "count": 1, "when": "half"}),
+    # the stores of all images come first
+    ("a part of the X-ray store", {"rename": "part-000003.bin", "count": 1, "when": "half"}),
+    ("index of the second store", {"rename": "index.json", "count": 2, "when": "half"}),
+    # stage 1: 24 reports in 6 batches an epoch, 2 epochs
     ("vocabulary", {"rename": "vocabulary.json", "count": 1, "when": "half"}),
     ("a shard of the report store", {"rename": "shard-0000.npy", "count": 1, "when": "half"}),
     ("training, in the first epoch", {"call": STEP, "count": 5}),
@@ -34,13 +37,11 @@ MOMENTS = (
     ("between buffer.json and its record", {"rename": "buffer.json", "count": 1, "when": "after"}),
     ("cleaning up after the last step", {"unlink": "embeddings.npy", "count": 1}),
     # stage 2: 10 X-rays in 3 batches and the report buffer in 2, 2 epochs
-    ("a part of the X-ray store", {"rename": "part-000003.bin", "count": 1, "when": "half"}),
     ("training with a buffer, first checkpoint", {"rename": "checkpoint.pt", "count": 1, "when": "before"}),
     ("training with a buffer, in the first epoch", {"call": STEP, "count": 4}),
     ("weights written, step not recorded", {"rename": "model.pt", "count": 1, "when": "after"}),
     ("chain.json between two steps", {"rename": "chain.json", "count": 3, "when": "half"}),
     # stage 3: 8 sub-volumes of CT and two buffers
-    ("index of the CT store", {"rename": "index.json", "count": 1, "when": "half"}),
     ("training with two buffers, in the second epoch", {"call": STEP, "count": 8}),
     ("metrics.json", {"rename": "metrics.json", "count": 1, "when": "half"}),
     ("the last chain.json", {"rename": "chain.json", "count": LAST_RECORD, "when": "before"}),
