@@ -243,7 +243,7 @@ def _network(ours: Mapping[str, Tensor]) -> dict[str, Any]:
 def _names(found: Shapes, ours: Mapping[str, Tensor], sizes: Preset) -> dict[str, Any]:
     """Our names and their places in the source; what was dropped and what the network still needs, with shapes."""
     places = published_places(sizes)
-    mapped = {name: _place(places[name]) for name in ours}
+    mapped = {name: {**_place(places[name]), "shape": list(value.shape)} for name, value in ours.items()}
     read = {place["name"]: 0 for place in mapped.values()}
     for place in mapped.values():
         read[place["name"]] = max(read[place["name"]], place.get("rows", (0, 0))[1])

@@ -112,8 +112,12 @@ class TestImport:
         assert record["left_out"] == ["args", "epoch", "optimizer"]
         mapped = record["names"]["mapped"]
         assert set(mapped) == set(state)
-        assert mapped["encoder.blocks.0.attention_scale"] == {"name": "fused_encoder.layers.0.gamma_1"}
-        assert mapped["decoder.positions.2d.grid"] == {"name": "decoder_pos_embed_2D", "rows": [1, 7]}
+        assert mapped["encoder.blocks.0.attention_scale"] == {"name": "fused_encoder.layers.0.gamma_1", "shape": [24]}
+        assert mapped["decoder.positions.2d.grid"] == {
+            "name": "decoder_pos_embed_2D",
+            "rows": [1, 7],
+            "shape": [2, 3, 16],
+        }
         dropped = {entry["name"]: entry for entry in record["names"]["dropped"]}
         assert dropped["video_embed.embeddings_type.weight"]["shape"] == [1, 24]
         spatial = dropped["video_embed.embeddings_st_pos_3D.spatial_pos_embed.weight"]
