@@ -139,7 +139,6 @@ def import_weights(
     state = flat_state(content, path)
     _check_names(_shapes(state), path, format, sizes)
     _check_numbers(state, path)
-    extras = sorted(str(key) for key in content if key != "model") if content.keys() != state.keys() else []
     ours = _without_fixed_positions(from_published(state, sizes=sizes, copy=False).state, sizes)
     (folder / RECORD).unlink(missing_ok=True)
     for name in (SAFETENSORS, MODEL):
@@ -149,20 +148,24 @@ def import_weights(
     record = {
         "format": 1,
         "source": {"name": path.name, "format": format, "bytes": path.stat().st_size, "sha256": sha256_file(path)},
-        "weights": {
-            "tensors": len(ours),
-            "parameters": sum(value.numel() for value in ours.values()),
-            "hash": hash_weights(ours),
-        },
-        "files": {name: sha256_file(folder / name) for name in (SAFETENSORS, MODEL)},
-        "network": _network(ours),
+        **_described(ours, folder),
         "names": _names(_shapes(state), ours, sizes),
-        "left_out": extras,
+        "left_out": sorted(str(key) for key in content if key != "model") if content.keys() != state.keys() else [],
         "licence": LICENCE,
         "versions": _versions(),
     }
     write_json(folder / RECORD, record)
     return Imported(folder, record)
+
+
+def _described(ours: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
+    """What was written, for the record."""
+    parameters = sum(value.numel() for value in ours.values())
+    return {
+        "weights": {"tensors": len(ours), "parameters": parameters, "hash": hash_weights(ours)},
+        "files": {name: sha256_file(folder / name) for name in (SAFETENSORS, MODEL)},
+        "network": _network(ours),
+    }
 
 
 def _free_folder(folder: Path, overwrite: bool) -> Path:

@@ -107,20 +107,31 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path, *, mapped: bool = False) -> Any:
     check_archive(path)
-    archive = zipfile.is_zipfile(path)
-    if not archive and path.open("rb").read(len(ZIP_START)) == ZIP_START:
-        raise InputError(
-            f"{path}: cut short, its end is missing ({path.stat().st_size} bytes are here). Fetch it again."
-        )
+    if not zipfile.is_zipfile(path) and _starts_as_archive(path):
+        size = path.stat().st_size
+        raise InputError(f"{path}: cut short, its end is missing ({size} bytes are here). Fetch it again.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and archive)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _can_be_mapped(path))
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: holds more than tensors, or is no weights file; not read ({reason}).") from error
     except (RuntimeError, LookupError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not a whole weights file ({reason}). Fetch or write it again.") from error
+
+
+def _starts_as_archive(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(len(ZIP_START)) == ZIP_START
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the numbers stand in the file as they are: an archive of the present format, not packed again."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def flat_state(content: Any, path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ class TestFiles:
         assert same(read_weights(tmp_path / "model.pt", mapped=True), state)
         torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
         assert same(read_weights(tmp_path / "old.pt", mapped=True), state)
+
+    def test_an_archive_that_was_packed_again_is_read_whole(self, tmp_path):
+        state = {"a": torch.arange(100.0)}
+        save_weights(tmp_path / "model.pt", state)
+        with (
+            zipfile.ZipFile(tmp_path / "model.pt") as source,
+            zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for entry in source.namelist():
+                packed.writestr(entry, source.read(entry))
+        assert same(read_weights(tmp_path / "packed.pt", mapped=True), state)
 
     def test_safetensors_bytes_are_those_of_the_library(self, tmp_path):
         from safetensors.torch import save
