@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from medcoss_components.networks.pretraining import ENCODER_PREFIXES, PRETEXT_PR
 from medcoss_components.networks.published import from_published, is_published
 
 STAGE_FILES = ("model.pt", "encoder.safetensors")
+ZIP_START = b"PK\x03\x04"
 PARTS = {"encoder": ENCODER_PREFIXES, "all": ENCODER_PREFIXES + PRETEXT_PREFIXES}
 GRID_TABLES = (
     "image_embedding.tokenizers.2d.position",
@@ -40,26 +42,43 @@ class LoadReport:
     Attributes:
         loaded: names copied as they are.
         interpolated: position tables resized to another grid.
-        initialised: names that kept their first values.
+        initialised: names of the asked parts that kept their first values.
+        untouched: names of the other parts (decoder, text head), which kept their first values too.
         unexpected: names of the source that the model has no place for.
         dropped: tables, or rows of them, of a published checkpoint that the network never reads.
+        sizes: parameters of each tensor of the model.
     """
 
     loaded: tuple[str, ...] = ()
     interpolated: tuple[str, ...] = ()
     initialised: tuple[str, ...] = ()
+    untouched: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
+
+    def parameters(self, names: Sequence[str]) -> int:
+        """How many numbers the tensors called ``names`` hold."""
+        return sum(self.sizes.get(name, 0) for name in names)
 
     def __str__(self) -> str:
-        line = f"{len(self.loaded)} tensors loaded"
-        for label in ("interpolated", "initialised", "unexpected", "dropped"):
+        left = (*self.initialised, *self.untouched)
+        parts = [
+            f"{self.parameters(self.loaded):,} parameters loaded ({len(self.loaded)} tensors)",
+            f"{self.parameters(self.interpolated):,} interpolated{_counted(self.interpolated)}",
+            f"{self.parameters(left):,} left at initialisation{_counted(left)}",
+        ]
+        for label in ("unexpected", "dropped"):
             names = getattr(self, label)
-            line += f", {len(names)} {label}" + (f" ({_some(names)})" if names else "")
-        return line
+            parts.append(f"{len(names)} {label}" + (f" ({some_names(names)})" if names else ""))
+        return ", ".join(parts)
 
 
-def _some(names: Sequence[str], limit: int = 4) -> str:
+def _counted(names: Sequence[str]) -> str:
+    return f" ({len(names)} tensors: {some_names(names)})" if names else ""
+
+
+def some_names(names: Sequence[str], limit: int = 4) -> str:
     """The first few names and how many more there are."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
@@ -86,11 +105,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: not a whole safetensors file ({error}). Fetch or write it again.") from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, *, mapped: bool = False) -> Any:
     check_archive(path)
+    if not zipfile.is_zipfile(path) and _starts_as_archive(path):
+        size = path.stat().st_size
+        raise InputError(f"{path}: cut short, its end is missing ({size} bytes are here). Fetch it again.")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and _can_be_mapped(path))
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: holds more than tensors, or is no weights file; not read ({reason}).") from error
@@ -99,7 +121,20 @@ def _read_torch(path: Path) -> Any:
         raise InputError(f"{path}: not a whole weights file ({reason}). Fetch or write it again.") from error
 
 
-def _flat_state(content: Any, path: Path) -> dict[str, Tensor]:
+def _starts_as_archive(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(len(ZIP_START)) == ZIP_START
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether the numbers stand in the file as they are: an archive of the present format, not packed again."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def flat_state(content: Any, path: Path) -> dict[str, Tensor]:
     """The tensors of a file: flat, or under "model" as in published checkpoints."""
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -107,23 +142,30 @@ def _flat_state(content: Any, path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: must hold a mapping of names to tensors, holds {type(content).__name__}.")
     wrong = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
-        raise InputError(f"{path}: {_some(wrong)} is no tensor. Give a file of names and tensors.")
+        raise InputError(f"{path}: {some_names(wrong)} is no tensor. Give a file of names and tensors.")
     return dict(content)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_content(path: str | Path, *, mapped: bool = False) -> tuple[Path, Any]:
+    """The file that ``path`` stands for, and all it holds; arguments and errors as for :func:`read_weights`."""
+    file = _weights_file(Path(path))
+    return file, _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file, mapped=mapped)
+
+
+def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Read tensors by name, on the CPU.
 
     Args:
         path: a .safetensors file; a .pt or .pth file that is flat or keeps its tensors under "model"; or a stage
             folder, whose model.pt (else encoder.safetensors) is read.
+        mapped: leave the numbers of a .pt or .pth file on the disk until they are used; for callers that are done with
+            the tensors before the file can change.
 
     Raises:
         InputError: when there is no such file, it is damaged, or holds anything but tensors; the message names it.
     """
-    file = _weights_file(Path(path))
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    return _flat_state(content, file)
+    file, content = read_content(path, mapped=mapped)
+    return flat_state(content, file)
 
 
 def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
@@ -136,15 +178,35 @@ def save_weights(path: str | Path, state: Mapping[str, Tensor]) -> None:
     """
     if not state:
         raise InputError(f"{path}: no tensors to write.")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    tensors = {name: _own(value) for name, value in state.items()}
     with atomic_path(path) as partial:
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import save
-
-            partial.write_bytes(save({name: value.clone() for name, value in tensors.items()}))
+            _write_safetensors(partial, tensors)
             return
         with open(partial, "wb") as stream:  # given a stream, torch does not put the file's name into the archive
             torch.save(tensors, stream)
+
+
+def _own(value: Tensor) -> Tensor:
+    """The tensor on the CPU, copied only when it is a part of something larger or not in raster order."""
+    value = value.detach().cpu().contiguous()
+    return value.clone() if value.untyped_storage().nbytes() != value.numel() * value.element_size() else value
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Tensor by tensor, without a second copy of all; two names of one tensor are written twice."""
+    from safetensors.torch import save_file
+
+    seen: set[int] = set()
+    separate = {}
+    for name, value in tensors.items():
+        address = value.untyped_storage().data_ptr()
+        separate[name] = value.clone() if address in seen else value
+        seen.add(address)
+    path.touch()
+    permissions = path.stat().st_mode  # safetensors would make a file that only its owner can read
+    save_file(separate, path)
+    path.chmod(permissions)
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:
@@ -159,10 +221,10 @@ def hash_weights(state: Mapping[str, Tensor]) -> str:
 
 def _our_state(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
     """State under our names, dropped and unexpected published names."""
-    state = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    state = dict(source) if isinstance(source, Mapping) else read_weights(source, mapped=True)
     if not is_published(state):
         return state, (), ()
-    conversion = from_published(state)
+    conversion = from_published(state, copy=False)
     return conversion.state, conversion.dropped, conversion.unexpected
 
 
@@ -178,8 +240,8 @@ def _fitted(name: str, value: Tensor, wanted: Tensor) -> Tensor | None:
 def _check_complete(problems: Sequence[str], parts: str, origin: str) -> None:
     if problems:
         raise InputError(
-            f"{origin}: does not hold the {parts} weights of this model: {_some(problems, 12)}. Use the preset and "
-            "vocabulary of the source, or list the names in allow_initialised to start those afresh."
+            f"{origin}: does not hold the {parts} weights of this model: {some_names(problems, 12)}. Use the preset "
+            "and vocabulary of the source, or list the names in allow_initialised to start those afresh."
         )
 
 
@@ -207,7 +269,8 @@ def load_initial_weights(
     if parts not in PARTS:
         raise InputError(f"parts={parts!r} must be one of {', '.join(PARTS)}.")
     state, dropped, unexpected = _our_state(source)
-    wanted = {name: value for name, value in model.state_dict().items() if name.startswith(PARTS[parts])}
+    whole = model.state_dict()
+    wanted = {name: value for name, value in whole.items() if name.startswith(PARTS[parts])}
     fitted = {name: _fitted(name, state[name], value) for name, value in wanted.items() if name in state}
     usable = {name: value for name, value in fitted.items() if value is not None}
     initialised = tuple(name for name in wanted if name not in usable)
@@ -218,14 +281,16 @@ def load_initial_weights(
         for name, value in usable.items():
             wanted[name].copy_(value)
     resized = tuple(name for name, value in usable.items() if value.shape != state[name].shape)
-    others = set(state) - set(model.state_dict())
+    others = set(state) - set(whole)
     strangers = {name for name in others if name.startswith(PARTS[parts]) or not name.startswith(PARTS["all"])}
     return LoadReport(
         loaded=tuple(name for name in usable if name not in resized),
         interpolated=resized,
         initialised=initialised,
+        untouched=tuple(name for name in whole if name not in wanted),
         unexpected=tuple(sorted(strangers)) + unexpected,
         dropped=dropped,
+        sizes={name: value.numel() for name, value in whole.items()},
     )
 
 
@@ -248,7 +313,7 @@ def pretraining_model_from_medcoss(state_dict: Mapping[str, Tensor]) -> Pretrain
     Raises:
         InputError: when names are absent, unknown or of another shape; the message lists them.
     """
-    conversion = from_published(_flat_state(state_dict, Path("state_dict")))
+    conversion = from_published(flat_state(state_dict, Path("state_dict")))
     with torch.device("meta"):
         model = PretrainingModel(preset="vit_base", text_attention="causal", decoder_positions="learned")
     wanted = model.state_dict()
@@ -259,6 +324,6 @@ def pretraining_model_from_medcoss(state_dict: Mapping[str, Tensor]) -> Pretrain
     ]
     problems += [f"{name} (unknown)" for name in conversion.unexpected]
     if problems:
-        raise InputError(f"state_dict: not the published MedCoSS checkpoint: {_some(problems, 12)}.")
+        raise InputError(f"state_dict: not the published MedCoSS checkpoint: {some_names(problems, 12)}.")
     model.load_state_dict(conversion.state, assign=True)
     return model.eval()

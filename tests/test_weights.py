@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,49 @@ class TestFiles:
         for name in ("one", "another"):
             save_weights(tmp_path / f"{name}{suffix}", tiny().state_dict())
         assert (tmp_path / f"one{suffix}").read_bytes() == (tmp_path / f"another{suffix}").read_bytes()
+
+    def test_files_are_readable_by_whom_the_umask_allows(self, tmp_path):
+        before = os.umask(0o027)
+        try:
+            for name in ("model.pt", "encoder.safetensors"):
+                save_weights(tmp_path / name, {"a": torch.ones(2)})
+                assert (tmp_path / name).stat().st_mode & 0o777 == 0o640
+        finally:
+            os.umask(before)
+
+    def test_parts_of_a_larger_tensor_and_repeats_are_written_alone(self, tmp_path):
+        table = torch.arange(1000.0).reshape(100, 10)
+        state = {"row": table[3], "again": table[3], "turned": table[:2].T, "one": table, "two": table}
+        for name in ("model.pt", "encoder.safetensors"):
+            save_weights(tmp_path / name, {key: state[key] for key in ("row", "again", "turned")})
+            assert (tmp_path / name).stat().st_size < 3000
+            save_weights(tmp_path / name, state)
+            assert same(read_weights(tmp_path / name), state)
+
+    def test_numbers_can_stay_on_the_disk(self, tmp_path):
+        state = tiny().state_dict()
+        save_weights(tmp_path / "model.pt", state)
+        assert same(read_weights(tmp_path / "model.pt", mapped=True), state)
+        torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+        assert same(read_weights(tmp_path / "old.pt", mapped=True), state)
+
+    def test_an_archive_that_was_packed_again_is_read_whole(self, tmp_path):
+        state = {"a": torch.arange(100.0)}
+        save_weights(tmp_path / "model.pt", state)
+        with (
+            zipfile.ZipFile(tmp_path / "model.pt") as source,
+            zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for entry in source.namelist():
+                packed.writestr(entry, source.read(entry))
+        assert same(read_weights(tmp_path / "packed.pt", mapped=True), state)
+
+    def test_safetensors_bytes_are_those_of_the_library(self, tmp_path):
+        from safetensors.torch import save
+
+        state = {"b": torch.ones(3), "a": torch.zeros(2, 2).half()}
+        save_weights(tmp_path / "x.safetensors", state)
+        assert (tmp_path / "x.safetensors").read_bytes() == save(state)
 
     def test_a_failed_write_keeps_the_former_file(self, tmp_path, monkeypatch):
         save_weights(tmp_path / "model.pt", {"a": torch.ones(2)})
@@ -150,7 +194,16 @@ class TestInitialWeights:
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in heads.items())
         assert set(report.loaded) == set(encoder_state(model))
         assert not (report.interpolated or report.initialised or report.unexpected or report.dropped)
-        assert str(report).startswith(f"{len(report.loaded)} tensors loaded, 0 interpolated")
+        assert set(report.untouched) == set(heads) | {
+            name for name in model.state_dict() if name.startswith("text_head")
+        }
+        counts = [
+            sum(value.numel() for value in state.values()) for state in (model.state_dict(), encoder_state(model))
+        ]
+        assert str(report).startswith(
+            f"{counts[1]:,} parameters loaded ({len(report.loaded)} tensors), 0 interpolated, "
+            f"{counts[0] - counts[1]:,} left at initialisation ({len(report.untouched)} tensors: decoder.mask_token, "
+        )
 
     def test_all_parts_carry_over_from_a_file(self, tmp_path):
         source, model = tiny(1), tiny(2)
@@ -178,7 +231,8 @@ class TestInitialWeights:
             "decoder.positions.3d.grid",
         }
         torch.testing.assert_close(model.image_embedding.tokenizers["2d"].position, torch.full((4, 6, 24), 2.5))
-        assert "4 interpolated (image_embedding.tokenizers.2d.position" in str(report)
+        # (24 + 4) cells of width 24 in the tokenizers, of width 16 in the decoder
+        assert "1,120 interpolated (4 tensors: image_embedding.tokenizers.2d.position" in str(report)
 
     def test_a_mismatch_is_an_error_that_changes_nothing(self):
         model = tiny(2)
@@ -204,7 +258,7 @@ class TestInitialWeights:
             model, tiny(1, vocabulary_size=70).state_dict(), allow_initialised=["text_embedding.word"]
         )
         assert report.initialised == ("text_embedding.word.weight",)
-        assert "1 initialised (text_embedding.word.weight)" in str(report)
+        assert "left at initialisation (29 tensors: text_embedding.word.weight, decoder.mask_token" in str(report)
 
     def test_strangers_are_listed(self):
         state = tiny(1).state_dict() | {"encoder.blocks.9.mlp_in.bias": torch.ones(2), "other": torch.ones(2)}

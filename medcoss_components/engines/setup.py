@@ -177,6 +177,13 @@ def stage_vocabulary(
         )
     content = _manifest(manifest, dataset_dir)
     path = Path(store_dir) / f"vocabulary-{content.hash[:12]}-{size}" / VOCABULARY_NAME
+    if init_weights:
+        logger.warning(
+            "%s: no %s stands beside these weights. A new one is used, which their word vectors were not trained with; "
+            "--vocabulary PATH gives theirs.",
+            init_weights,
+            VOCABULARY_NAME,
+        )
     with main_process_first():
         if not path.is_file():
             logger.info("training a byte-pair vocabulary of %d entries", size)

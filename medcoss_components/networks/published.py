@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from medcoss_components.errors import InputError
-from medcoss_components.networks.presets import PRESETS
+from medcoss_components.networks.embeddings import sincos_table
+from medcoss_components.networks.presets import PRESETS, Preset
 
-_SIZES = PRESETS["vit_base"]
+VIT_BASE = PRESETS["vit_base"]
 
 # Block parts, ours -> published.
 _ENCODER_BLOCK = {
@@ -91,22 +92,23 @@ class Rows:
         return self.start + prod(self.shape)
 
 
-_ROWS = {
-    "text_embedding.token_type": Rows("token_embed.embeddings_token_type.weight", 0, ()),
-    "image_embedding.tokenizers.2d.position": Rows(
-        "video_embed.embeddings_st_pos_2D.spatial_pos_embed.weight", 0, _SIZES.grid_2d
-    ),
-    "image_embedding.tokenizers.2d.temporal": Rows("video_embed.embeddings_st_pos_2D.temporal_pos_embed.weight", 0, ()),
-    "image_embedding.tokenizers.3d.position": Rows(
-        "video_embed.embeddings_st_pos_3D.spatial_pos_embed.weight", 0, _SIZES.grid_3d
-    ),
-    "image_embedding.tokenizers.3d.temporal": Rows("video_embed.embeddings_st_pos_3D.temporal_pos_embed.weight", 0, ()),
-    "decoder.positions.2d.class_slot": Rows("decoder_pos_embed_2D", 0, ()),
-    "decoder.positions.2d.grid": Rows("decoder_pos_embed_2D", 1, _SIZES.grid_2d),
-    "decoder.positions.3d.class_slot": Rows("decoder_pos_embed_3D", 0, ()),
-    "decoder.positions.3d.grid": Rows("decoder_pos_embed_3D", 1, _SIZES.grid_3d),
-    "text_head.offset": Rows("decoder_pos_embed_1D.weight", 0, ()),
-}
+@lru_cache(maxsize=8)
+def _rows(sizes: Preset) -> dict[str, Rows]:
+    """Our name -> rows of a published table."""
+    embedding = "video_embed.embeddings_st_pos"
+    places = {
+        "text_embedding.token_type": Rows("token_embed.embeddings_token_type.weight", 0, ()),
+        "text_head.offset": Rows("decoder_pos_embed_1D.weight", 0, ()),
+    }
+    for dimension, grid in ((2, sizes.grid_2d), (3, sizes.grid_3d)):
+        tokenizer, positions = f"image_embedding.tokenizers.{dimension}d", f"decoder.positions.{dimension}d"
+        places |= {
+            f"{tokenizer}.position": Rows(f"{embedding}_{dimension}D.spatial_pos_embed.weight", 0, grid),
+            f"{tokenizer}.temporal": Rows(f"{embedding}_{dimension}D.temporal_pos_embed.weight", 0, ()),
+            f"{positions}.class_slot": Rows(f"decoder_pos_embed_{dimension}D", 0, ()),
+            f"{positions}.grid": Rows(f"decoder_pos_embed_{dimension}D", 1, grid),
+        }
+    return places
 
 
 def _module_pairs(modules: Mapping[str, str], ours: str = "", published: str = "") -> Iterator[tuple[str, str]]:
@@ -115,18 +117,23 @@ def _module_pairs(modules: Mapping[str, str], ours: str = "", published: str = "
             yield f"{ours}{our_name}.{part}", f"{published}{published_name}.{part}"
 
 
-@lru_cache(maxsize=1)
-def _same_names() -> dict[str, str]:
+@lru_cache(maxsize=8)
+def _same_names(sizes: Preset) -> dict[str, str]:
     """Ours -> published, for tensors that keep their shape."""
     names = dict(_TENSORS) | dict(_module_pairs(_MODULES))
-    for number in range(_SIZES.depth):
+    for number in range(sizes.depth):
         ours, published = f"encoder.blocks.{number}.", f"fused_encoder.layers.{number}."
         names.update({ours + name: published + other for name, other in _ENCODER_BLOCK.items()})
         names.update(_module_pairs(_ENCODER_BLOCK_MODULES, ours, published))
-    for number in range(_SIZES.decoder_depth):
+    for number in range(sizes.decoder_depth):
         ours, published = f"decoder.blocks.{number}.", f"decoder_blocks.{number}."
         names.update(_module_pairs(_DECODER_BLOCK_MODULES, ours, published))
     return names
+
+
+def published_places(sizes: Preset = VIT_BASE) -> dict[str, str | Rows]:
+    """Where each of our tensors stands in a published checkpoint: its name there, or rows of a table."""
+    return {**_same_names(sizes), **_rows(sizes)}
 
 
 @dataclass(frozen=True)
@@ -156,10 +163,10 @@ def _read_rows(table: Tensor, rows: Rows) -> Tensor:
     return flat[rows.start : rows.stop].reshape(*rows.shape, -1).clone()
 
 
-def _dropped(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _dropped(state: Mapping[str, Tensor], sizes: Preset) -> tuple[str, ...]:
     """Published tables and rows that have no place in our network."""
     ends: dict[str, int] = {}
-    for rows in _ROWS.values():
+    for rows in _rows(sizes).values():
         ends[rows.published] = max(rows.stop, ends.get(rows.published, 0))
     partly = [
         f"{name}[{ends[name]}:{state[name].shape[0]}]"
@@ -169,45 +176,63 @@ def _dropped(state: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(name for name in UNREAD_TABLES if name in state) + tuple(partly)
 
 
-def from_published(state: Mapping[str, Tensor]) -> Conversion:
+def from_published(state: Mapping[str, Tensor], *, sizes: Preset = VIT_BASE, copy: bool = True) -> Conversion:
     """Bring a published state dict, or the part of it that is there, under our names.
+
+    Args:
+        state: published name -> tensor.
+        sizes: sizes of the network.
+        copy: whether tensors that keep their shape are copied; False saves memory and leaves them shared.
 
     Raises:
         InputError: when a position table is too short.
     """
-    same = {ours: state[name].clone() for ours, name in _same_names().items() if name in state}
-    read = {ours: _read_rows(state[rows.published], rows) for ours, rows in _ROWS.items() if rows.published in state}
-    known = {*_same_names().values(), *(rows.published for rows in _ROWS.values()), *UNREAD_TABLES}
-    return Conversion(same | read, _dropped(state), tuple(sorted(set(state) - known)))
+    same_names, places = _same_names(sizes), _rows(sizes)
+    same = {ours: state[name].clone() if copy else state[name] for ours, name in same_names.items() if name in state}
+    read = {ours: _read_rows(state[rows.published], rows) for ours, rows in places.items() if rows.published in state}
+    known = {*same_names.values(), *(rows.published for rows in places.values()), *UNREAD_TABLES}
+    return Conversion(same | read, _dropped(state, sizes), tuple(sorted(set(state) - known)))
 
 
-def _published_table(state: Mapping[str, Tensor], name: str) -> Tensor:
+def _published_table(state: Mapping[str, Tensor], name: str, sizes: Preset) -> Tensor:
     """One published table from the rows that we keep; rows that nothing reads are 0."""
-    kept = {ours: rows for ours, rows in _ROWS.items() if rows.published == name}
-    width = state[next(iter(kept))].shape[-1]
+    kept = {ours: rows for ours, rows in _rows(sizes).items() if rows.published == name}
+    first = state[next(iter(kept))]
     stop = max(rows.stop for rows in kept.values())
-    table = torch.zeros(TABLE_ROWS.get(name, stop), width)
+    table = torch.zeros(TABLE_ROWS.get(name, stop), first.shape[-1], dtype=first.dtype)
     for ours, rows in kept.items():
-        table[rows.start : rows.stop] = state[ours].reshape(-1, width)
+        table[rows.start : rows.stop] = state[ours].reshape(-1, first.shape[-1])
     return table if name in TABLE_ROWS else table.unsqueeze(0)
 
 
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of :func:`from_published` for a whole ``vit_base`` model with learned decoder positions.
+def fixed_positions(sizes: Preset = VIT_BASE) -> dict[str, Tensor]:
+    """The decoder's position tables of a model with sin-cos positions, under the names of learned ones."""
+    tables = {}
+    for dimension, grid in ((2, sizes.grid_2d), (3, sizes.grid_3d)):
+        place = f"decoder.positions.{dimension}d"
+        tables[f"{place}.class_slot"] = torch.zeros(sizes.decoder_width)
+        tables[f"{place}.grid"] = sincos_table(grid, sizes.decoder_width).reshape(*grid, -1)
+    return tables
 
-    Rows and tables that nothing reads are written as zeros.
+
+def to_published(state: Mapping[str, Tensor], *, sizes: Preset = VIT_BASE, copy: bool = True) -> dict[str, Tensor]:
+    """The inverse of :func:`from_published` for a whole model with learned decoder positions.
+
+    Rows and tables that nothing reads are written as zeros. Arguments as for :func:`from_published`.
 
     Raises:
         InputError: when a tensor is missing or its grid is not the published one; the message lists names.
     """
-    missing = sorted({*_same_names(), *_ROWS} - set(state))
+    same_names, places = _same_names(sizes), _rows(sizes)
+    missing = sorted({*same_names, *places} - set(state))
     if missing:
         raise InputError(f"not a whole vit_base model with learned decoder positions; missing: {', '.join(missing)}.")
-    wrong = [name for name, rows in _ROWS.items() if tuple(state[name].shape[:-1]) != rows.shape]
+    wrong = [name for name, rows in places.items() if tuple(state[name].shape[:-1]) != rows.shape]
     if wrong:
         shapes = ", ".join(f"{name} {tuple(state[name].shape)}" for name in wrong)
         raise InputError(f"position grids differ from the published ones: {shapes}.")
-    published = {name: state[ours].clone() for ours, name in _same_names().items()}
-    published.update({name: _published_table(state, name) for name in {rows.published for rows in _ROWS.values()}})
-    published.update({name: torch.zeros(rows, _SIZES.width) for name, rows in UNREAD_TABLES.items()})
+    published = {name: state[ours].clone() if copy else state[ours] for ours, name in same_names.items()}
+    tables = {rows.published for rows in places.values()}
+    published.update({name: _published_table(state, name, sizes) for name in sorted(tables)})
+    published.update({name: torch.zeros(rows, sizes.width) for name, rows in UNREAD_TABLES.items()})
     return published

@@ -141,6 +141,13 @@ class TestVocabulary:
             (tmp_path / "01_report" / "model.pt").touch()
             assert self.stage(manifests, tmp_path, init_weights=start).hash == vocabulary.hash
 
+    def test_weights_without_one_are_warned_about(self, manifests, tmp_path, caplog):
+        self.stage(manifests, tmp_path, init_weights=tmp_path / "published.pth")
+        assert "published.pth: no vocabulary.json stands beside these weights" in caplog.text
+        caplog.clear()
+        self.stage(manifests, tmp_path)
+        assert caplog.text == ""
+
     def test_given_one_wins_over_the_carried(self, manifests, vocabulary, texts, tmp_path):
         from medcoss_components.text.vocabulary import train_vocabulary
 
