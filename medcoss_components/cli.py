@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from medcoss_components._version import __version__
+from medcoss_components.cli_verify import bundles_verify
 from medcoss_components.errors import InputError
 
 DEBUG_VARIABLE = "MEDCOSS_DEBUG"
@@ -28,6 +29,7 @@ manifest = typer.Typer(no_args_is_help=True, help="Manifests: what a data set is
 bundles = typer.Typer(no_args_is_help=True, help="MONAI bundles: build their configs from the templates.")
 for name, group in (("sample", sample), ("manifest", manifest), ("bundles", bundles)):
     app.add_typer(group, name=name)
+bundles.command("verify")(bundles_verify)
 
 
 def _print_version(wanted: bool) -> None:
