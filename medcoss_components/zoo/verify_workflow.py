@@ -37,6 +37,8 @@ def check_properties(subject: Subject) -> str:
     """Training, evaluation and inference offer the properties that MONAI's clients ask for."""
     names = [subject.training, "evaluate", "inference"]
     for name in names:
+        if name not in subject.configs:
+            raise CheckFailed(f"configs/{name}.json is missing")
         after = {} if KINDS[name] == "train" else {"weights": str(_trained(subject))}
         try:
             with _workflow(subject, name, **after) as workflow:

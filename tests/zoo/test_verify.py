@@ -6,10 +6,13 @@ import json
 import math
 import pickle
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -118,6 +121,8 @@ class TestPlantedDefects:
     def test_missing_file(self, bundle, check, name):
         (bundle / name).unlink()
         assert failure(bundle, check) == f"{bundle / name} is missing"
+        if check == "workflows":
+            assert failure(bundle, "properties") == f"{name} is missing"
 
     def test_version_not_in_changelog(self, bundle):
         change(bundle, "metadata", lambda content: content.update(version="0.2.0"))
@@ -276,6 +281,32 @@ class TestExports:
     @pytest.mark.skipif(not INSTALLED, reason="the export extra is not installed")
     def test_onnx(self, bundle):
         assert outcomes(bundle, "onnx")["onnx"].reason.startswith("largest difference ")
+
+    @pytest.mark.parametrize("error", [0.0, 0.25])
+    def test_onnx_outputs_are_compared(self, bundle, monkeypatch, error):
+        """The packages of the export extra are stood in for: the "ONNX" file is a trace, its runtime adds ``error``."""
+
+        class Session:
+            def __init__(self, path, providers):
+                self.network = torch.jit.load(path)
+
+            def get_inputs(self):
+                return [SimpleNamespace(name="input")]
+
+            def run(self, outputs, given):
+                return [self.network(torch.from_numpy(given["input"])).detach().numpy() + np.float32(error)]
+
+        def export(network, inputs, path, **options):
+            torch.jit.save(torch.jit.trace(network, inputs), path)
+
+        monkeypatch.setattr(verify_network, "find_spec", lambda name: name)
+        monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=Session))
+        monkeypatch.setattr("torch.onnx.export", export)
+        outcome = outcomes(bundle, "onnx")["onnx"]
+        if error:
+            assert (outcome.status, outcome.reason) == ("failed", "ONNX and PyTorch differ by 0.25")
+        else:
+            assert (outcome.status, outcome.reason) == ("ok", "largest difference 0")
 
     def test_network_that_is_random_differs_from_its_twin(self, bundle, monkeypatch):
         entry = {"num_channels": 3, "spatial_shape": ["16*n", "2**p"]}
