@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from medcoss_components._version import __version__
+from medcoss_components.cli_verify import bundles_verify
 from medcoss_components.cli_weights import weights
 from medcoss_components.errors import InputError
 
@@ -26,10 +27,11 @@ app = typer.Typer(
 )
 sample = typer.Typer(no_args_is_help=True, help="Real sample data that the package registry carries.")
 manifest = typer.Typer(no_args_is_help=True, help="Manifests: what a data set is.")
-bundles = typer.Typer(no_args_is_help=True, help="MONAI bundles: build their configs from the templates.")
+bundles = typer.Typer(no_args_is_help=True, help="MONAI bundles: build, verify and pack them.")
 for name, group in (("sample", sample), ("manifest", manifest), ("bundles", bundles)):
     app.add_typer(group, name=name)
 app.add_typer(weights, name="weights")
+bundles.command("verify")(bundles_verify)
 
 
 def _print_version(wanted: bool) -> None:

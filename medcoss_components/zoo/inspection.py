@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,21 +144,34 @@ def _is_reserved(config: Mapping[str, Any], key: str) -> bool:
 def bundle_problems(bundle: str | Path) -> list[str]:
     """Problems of the bundle as a folder: metadata against its schema, version in the changelog, README, LICENSE."""
     folder = Path(bundle)
-    needed = ("docs/README.md", "LICENSE", "configs/metadata.json", "configs/logging.conf")
-    problems = [f"{folder / name} is missing" for name in needed if not (folder / name).is_file()]
+    problems = missing_files(folder, ("docs/README.md", "LICENSE", "configs/metadata.json", "configs/logging.conf"))
     if (folder / "configs" / "metadata.json").is_file():
         problems += metadata_problems(read_json(folder / "configs" / "metadata.json"))
     return problems
 
 
+def missing_files(bundle: Path, names: Iterable[str]) -> list[str]:
+    """Files that a bundle should have and has not."""
+    return [f"{bundle / name} is missing" for name in names if not (bundle / name).is_file()]
+
+
 def metadata_problems(metadata: Mapping[str, Any]) -> list[str]:
     """Violations of the metadata schema, and a version that the changelog lacks."""
+    return schema_problems(metadata) + changelog_problems(metadata)
+
+
+def schema_problems(metadata: Mapping[str, Any]) -> list[str]:
+    """Violations of the metadata schema."""
     from jsonschema.validators import validator_for
 
     schema = read_json(Path(__file__).parent / "schemas" / "bundle_meta_schema.json")
     errors = validator_for(schema)(schema).iter_errors(metadata)
-    problems = [f"metadata {'#'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
+    return [f"metadata {'#'.join(map(str, error.absolute_path))}: {error.message}" for error in errors]
+
+
+def changelog_problems(metadata: Mapping[str, Any]) -> list[str]:
+    """A version that the changelog lacks."""
     version = metadata.get("version")
-    if version not in metadata.get("changelog", {}):
-        problems.append(f"metadata version {version!r} is not in the changelog")
-    return problems
+    if version in metadata.get("changelog", {}):
+        return []
+    return [f"metadata version {version!r} is not in the changelog"]

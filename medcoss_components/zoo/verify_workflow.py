@@ -1,0 +1,133 @@
+"""Checks that run a bundle's workflows: MONAI's properties, and two training steps on synthetic data.
+
+The network is the demo preset where the bundle has presets; everything is written to a scratch folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from medcoss_components.files import read_json
+from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, root_cause
+
+SAMPLES = 4
+BRIEF = {
+    "preset": "demo",
+    "batch_size": 2,
+    "max_epochs": 1,
+    "warmup_epochs": 0,
+    "num_workers": 0,
+    "preparation_workers": 1,
+    "log_interval": 1,
+    "vocabulary_size": 300,
+    "mlflow": False,
+}
+"""Settings for a run of a few seconds; a config is given those that it has."""
+KINDS = {"train": "train", "stage": "train", "evaluate": "eval", "inference": "infer"}
+
+
+def check_properties(subject: Subject) -> str:
+    """Training, evaluation and inference offer the properties that MONAI's clients ask for."""
+    names = [subject.training, "evaluate", "inference"]
+    for name in names:
+        if name not in subject.configs:
+            raise CheckFailed(f"configs/{name}.json is missing")
+        after = {} if KINDS[name] == "train" else {"weights": str(_trained(subject))}
+        try:
+            with _workflow(subject, name, **after) as workflow:
+                missing = workflow.check_properties()
+        except Exception as error:  # building a property can raise anything; the config at fault is named
+            raise CheckFailed(f"{name}: {root_cause(error)}") from error
+        if missing:
+            raise CheckFailed(f"{name}: properties are missing: {', '.join(missing)}")
+    return ", ".join(names)
+
+
+def check_training(subject: Subject) -> str:
+    """Two or more training steps on synthetic data, every loss finite."""
+    _trained(subject)
+    files = sorted((subject.scratch / "run").rglob("history.json"))
+    histories = [read_json(path) for path in files]
+    rows = [dict(zip(history["columns"], row, strict=True)) for history in histories for row in history["rows"]]
+    steps = {row["iteration"] for row in rows}
+    if len(steps) < 2:
+        raise CheckFailed(f"history.json shows {len(steps)} training steps, 2 are needed")
+    wrong = [f"{row['kind']} {row['loss']} at step {row['iteration']}" for row in rows if not _finite(row["loss"])]
+    if wrong:
+        raise CheckFailed(f"losses that are not finite: {', '.join(wrong[:4])}")
+    return f"{len(steps)} steps, loss {rows[0]['loss']:.3g} to {rows[-1]['loss']:.3g}"
+
+
+def _finite(loss: Any) -> bool:
+    return isinstance(loss, int | float) and math.isfinite(loss)
+
+
+def _trained(subject: Subject) -> Path:
+    """Folder of the weights that a brief training left; it runs once for a bundle."""
+    output = subject.scratch / "run"
+    if not output.is_dir():
+        with _workflow(subject, "train") as workflow:
+            workflow.run()
+    found = sorted(output.rglob("model.pt"))
+    if not found:
+        raise CheckFailed("training left no model.pt")
+    return found[-1].parent
+
+
+def _manifest(subject: Subject) -> tuple[str, str]:
+    """Modality and manifest of synthetic data for a bundle."""
+    from medcoss_components.data.synthetic import synthetic_manifest
+    from medcoss_components.engines.setup import register_modalities
+
+    config = subject.networks[subject.training]
+    modality = config.get("modality")
+    if not modality:
+        raise NotRun("no modality in the training config, so no synthetic data for it")
+    register_modalities(config.get("extra_modalities") or ())
+    folder = subject.scratch / "data"
+    if not (folder / "manifest.json").is_file():
+        synthetic_manifest(folder, modality, count=SAMPLES, validation=2)
+    return modality, str(folder / "manifest.json")
+
+
+def _settings(subject: Subject, name: str) -> dict[str, Any]:
+    modality, manifest = _manifest(subject)
+    wanted = {
+        **BRIEF,
+        "modality": modality,
+        "data_manifest": manifest,
+        "stages": [{"modality": modality, "data_manifest": manifest}],
+        "store_dir": str(subject.scratch / "store"),
+        "output_dir": str(subject.scratch / ("run" if name == "train" else "unused")),
+        "output_file": str(subject.scratch / "output.parquet"),
+    }
+    return {key: value for key, value in wanted.items() if key in subject.configs[name]}
+
+
+@contextmanager
+def _workflow(subject: Subject, name: str, **settings: Any) -> Iterator[Any]:
+    """A workflow of the bundle, brief and quiet; finished in the end."""
+    from monai.bundle import create_workflow
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            workflow = create_workflow(
+                config_file=str(subject.folder / "configs" / f"{name}.json"),
+                workflow_type=KINDS[name],
+                logging_file=False,
+                **{**_settings(subject, name), **settings},
+            )
+            yield workflow
+            workflow.finalize()
+    finally:
+        logging.disable(level)
