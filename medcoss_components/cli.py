@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from medcoss_components import cli_pack
 from medcoss_components._version import __version__
 from medcoss_components.errors import InputError
 
@@ -28,6 +29,7 @@ manifest = typer.Typer(no_args_is_help=True, help="Manifests: what a data set is
 bundles = typer.Typer(no_args_is_help=True, help="MONAI bundles: build their configs from the templates.")
 for name, group in (("sample", sample), ("manifest", manifest), ("bundles", bundles)):
     app.add_typer(group, name=name)
+cli_pack.attach(bundles)
 
 
 def _print_version(wanted: bool) -> None:
