@@ -5,7 +5,8 @@
     README.md  docs/README.md       the model card, with the front matter that Hugging Face reads
     configs/*.json                  the bundle's configs, set to the network that the weights belong to
     models/                         model.pt, encoder.safetensors, vocabulary.json when the run has one
-    medcoss_components/             this package, and a pyproject.toml: ``pip install --no-deps ./NAME``
+    medcoss_components/             this package; ``pip install --no-deps ./NAME`` installs it, without a network
+    pyproject.toml requirements.txt what that needs; see :mod:`medcoss_components.zoo.wheel`
     LICENSE  SHA256SUMS             ``sha256sum -c SHA256SUMS`` checks every other file
 
 Same input, same bytes: entries are sorted, stored without compression, with fixed times and modes. Of the run only the
@@ -27,12 +28,25 @@ from typing import Any
 from medcoss_components._version import __version__
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path, read_json, sha256_file, write_json
-from medcoss_components.zoo.build import SOURCE_NAME, BundleSource, bundle_folders, read_source
+from medcoss_components.zoo.build import BundleSource, bundle_folders, read_source
 from medcoss_components.zoo.inspection import bundle_problems
 from medcoss_components.zoo.model_card import CardOptions, model_card
 
 PACKAGE = "medcoss_components"
 DISTRIBUTION = "medcoss-components"
+PROJECT_FILE = f"""\
+# Installs the package that this bundle's configs name, also without a network: pip install --no-deps .
+[build-system]
+requires = []
+build-backend = "{PACKAGE}.zoo.wheel"
+backend-path = ["."]
+
+[project]
+name = "{DISTRIBUTION}"
+version = "{__version__}"
+requires-python = ">=3.10"
+dynamic = ["dependencies", "scripts"]
+"""
 SUMS_NAME = "SHA256SUMS"
 NETWORK_SETTINGS = ("preset", "text_attention", "decoder_positions")
 """Settings of a stage that decide what network its weights belong to; keys at the top of the configs."""
@@ -295,21 +309,8 @@ def vendor_package(folder: Path) -> None:
             target = folder / PACKAGE / path.relative_to(package)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    (folder / "pyproject.toml").write_text(_project_file(), encoding="utf-8")
-
-
-def _project_file() -> str:
-    needs = "".join(f"    {json.dumps(line)},\n" for line in requirements())
-    patterns = ", ".join(f'"**/*{suffix}"' for suffix in sorted(VENDORED_SUFFIXES - {".py"}))
-    return (
-        "# Installs the package that this bundle's configs name: pip install --no-deps .\n"
-        '[build-system]\nrequires = ["setuptools>=68"]\nbuild-backend = "setuptools.build_meta"\n\n'
-        f'[project]\nname = "{DISTRIBUTION}"\nversion = "{__version__}"\nrequires-python = ">=3.10"\n'
-        f"dependencies = [\n{needs}]\n\n"
-        f'[project.scripts]\nmedcoss = "{PACKAGE}.cli:main"\n\n'
-        f'[tool.setuptools.packages.find]\ninclude = ["{PACKAGE}*"]\n\n'
-        f"[tool.setuptools.package-data]\n{PACKAGE} = [{patterns}]\n"
-    )
+    (folder / "pyproject.toml").write_text(PROJECT_FILE, encoding="utf-8")
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
 
 
 def requirements() -> list[str]:

@@ -18,7 +18,7 @@ from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, sha256_file, write_json
 from medcoss_components.networks.pretraining import PretrainingModel
 from medcoss_components.weights import read_weights, save_weights
-from medcoss_components.zoo import pack
+from medcoss_components.zoo import pack, wheel
 from medcoss_components.zoo.inspection import bundle_problems, config_problems, workflow_configs
 from medcoss_components.zoo.model_card import CardOptions
 from medcoss_components.zoo.pack import pack_bundle
@@ -128,8 +128,19 @@ class TestContent:
         code = "import medcoss_components as m; from medcoss_components.zoo import build; print(m.__file__)"
         done = subprocess.run([sys.executable, "-c", code], cwd=packed, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == str(vendored / "__init__.py")
-        project = (packed / "pyproject.toml").read_text()
-        assert 'name = "medcoss-components"' in project and '"monai>=1.5"' in project and "extra ==" not in project
+        needs = (packed / "requirements.txt").read_text().splitlines()
+        assert "monai>=1.5" in needs and needs == sorted(needs) and not any("extra" in line for line in needs)
+        assert 'build-backend = "medcoss_components.zoo.wheel"' in (packed / "pyproject.toml").read_text()
+
+    def test_wheel_from_the_bundle(self, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(packed)
+        with zipfile.ZipFile(tmp_path / wheel.build_wheel(str(tmp_path))) as archive:
+            names = archive.namelist()
+            record = archive.read(f"{wheel.INFO}/RECORD").decode().splitlines()
+            metadata = archive.read(f"{wheel.INFO}/METADATA").decode()
+        assert [line.split(",")[0] for line in record] == names and record[-1].endswith("RECORD,,")
+        assert "medcoss_components/zoo/templates/model_card.md" in names
+        assert "Name: medcoss-components\n" in metadata and "Requires-Dist: monai>=1.5\n" in metadata
 
 
 class TestReproducible:
