@@ -13,6 +13,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CONFIG = re.compile(r"bundles/\w+/configs/\w+\.json")
 SETTING = re.compile(r"--(\w+)[ =]")
 NOT_OURS = {"config_file", "standalone", "nproc_per_node", "cache", "tracking", "run_id", "meta_file", "args_file"}
+NOT_OURS |= {"name", "url", "bundle_dir"}  # of monai.bundle download
 
 
 def page_name(path: Path) -> str:

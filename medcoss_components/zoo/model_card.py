@@ -5,7 +5,8 @@ Numbers are those that the run measured (``metrics.json``); nothing else is clai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ LICENCE_OTHER = "other"
 METRIC = "validation_pretext_loss"
 TASKS = {1: "feature-extraction", 2: "image-feature-extraction", 3: "feature-extraction"}
 """Dimension of the input -> Hugging Face's name of the task."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MEASURED = {
     "modality": "modality",
     "samples": "training samples",
@@ -45,7 +47,7 @@ class CardOptions:
         licence: licence of the weights, as Hugging Face spells it (``cc-by-nc-4.0``); "other" sends the reader to the
             card: the terms of the data and of the weights that training started from.
         data: names of the data sets, as on Hugging Face where they are there.
-        base_model: what training started from, for example the published checkpoint.
+        base_model: what training started from, for example the published checkpoint; as on Hugging Face where it is there.
     """
 
     licence: str = LICENCE_OTHER
@@ -98,10 +100,16 @@ def front_matter(source: BundleSource, metadata: Mapping[str, Any], run: Run, op
         "library_name": "monai",
         "pipeline_tag": task,
         "tags": ["monai", "medical", "medcoss", "self-supervised", "masked-modelling", modality],
-        **({"datasets": list(options.data)} if options.data else {}),
-        **({"base_model": options.base_model} if options.base_model else {}),
+        **_names("datasets", options.data),
+        **_names("base_model", filter(None, [options.base_model])),
         **_results(source.name, task, metadata["task"], run.metrics),
     }
+
+
+def _names(key: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names that can be one of Hugging Face's; others stand in the text alone, where its check does not refuse them."""
+    known = [name for name in names if HUB_NAME.fullmatch(name)]
+    return {key: known} if known else {}
 
 
 def _results(name: str, task: str, task_name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:

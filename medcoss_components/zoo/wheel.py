@@ -1,7 +1,7 @@
 """Build backend of a packed bundle (PEP 517), from the standard library alone.
 
-``pip install --no-deps ./NAME`` fetches the build system that a pyproject.toml asks for; a bundle's asks for nothing but
-this module, so that it installs without a network. It reads the bundle's ``requirements.txt`` and this package.
+``pip install --no-deps ./NAME`` fetches the build system that a pyproject.toml asks for; a bundle's asks for nothing
+but this module, so that it installs without a network. It reads the bundle's ``requirements.txt`` and this package.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import textwrap
 import zipfile
 from collections.abc import Callable
@@ -86,8 +85,3 @@ def shell() -> Callable[..., str]:
         return done.stdout
 
     return call
-
-
-@pytest.fixture(scope="session")
-def python() -> str:
-    return sys.executable

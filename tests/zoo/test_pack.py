@@ -178,14 +178,15 @@ class TestCard:
         assert (packed / "README.md").read_text() == text
 
     def test_what_the_publisher_says(self, run: Path, tmp_path: Path) -> None:
-        card = CardOptions(licence="cc-by-nc-4.0", data=("MIMIC-CXR-JPG",), base_model="MedCoSS, published weights")
+        data = ("MIMIC-CXR-JPG", "our own")
+        card = CardOptions(licence="cc-by-nc-4.0", data=data, base_model="MedCoSS, published weights")
         path = pack_bundle(NAME, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES, card=card)
         text = (unpack(path, tmp_path / "unpacked") / "README.md").read_text()
         front = yaml.safe_load(text.split("---\n")[1])
         assert front["license"] == "cc-by-nc-4.0" and "license_name" not in front
-        assert front["datasets"] == ["MIMIC-CXR-JPG"] and front["base_model"] == "MedCoSS, published weights"
+        assert front["datasets"] == ["MIMIC-CXR-JPG"] and "base_model" not in front  # no names on Hugging Face
         assert "Weights: cc-by-nc-4.0. Training started from MedCoSS, published weights." in text
-        assert "Trained on: MIMIC-CXR-JPG." in text
+        assert "Trained on: MIMIC-CXR-JPG, our own." in text
 
     def test_no_validation_no_claim(self, run: Path, tmp_path: Path) -> None:
         change(run / "metrics.json", validation_loss=None)
