@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from medcoss_components import cli_pack
 from medcoss_components._version import __version__
 from medcoss_components.cli_verify import bundles_verify
 from medcoss_components.cli_weights import weights
@@ -32,6 +33,7 @@ for name, group in (("sample", sample), ("manifest", manifest), ("bundles", bund
     app.add_typer(group, name=name)
 app.add_typer(weights, name="weights")
 bundles.command("verify")(bundles_verify)
+cli_pack.attach(bundles)
 
 
 def _print_version(wanted: bool) -> None:

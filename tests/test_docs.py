@@ -15,6 +15,7 @@ SETTING = re.compile(r"--(\w+)[ =]")
 NOT_OURS = {"config_file", "standalone", "nproc_per_node", "cache", "tracking", "run_id", "meta_file", "args_file"}
 EXPORT = {"net_id", "ckpt_file", "filepath", "use_trace", "dynamic_batchsize"}
 """Options of MONAI's export commands."""
+NOT_OURS |= {"name", "url", "bundle_dir"}  # of monai.bundle download
 
 
 def page_name(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ def stage_metrics(stage: PretrainingStage) -> dict[str, Any]:
         "epochs": trainer.state.max_epochs,
         "iterations": trainer.total_iterations,
         "buffer_size": stage.exemplars,
+        "network": asdict(stage.model.sizes),
         "parameters": sum(parameter.numel() for parameter in stage.model.parameters()),
         "device": str(trainer.state.device),
         "precision": trainer.precision,

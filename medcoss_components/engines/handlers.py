@@ -69,6 +69,11 @@ class LearningRateSchedule:
     def __call__(self, engine: Pretrainer) -> None:
         if self.schedule is None:
             raise RuntimeError("attach the schedule to an engine first")
+        if engine.state.iteration > self.schedule.total_iterations:
+            raise InputError(
+                f"iteration {engine.state.iteration} is past the {self.schedule.total_iterations} that the learning "
+                "rate is planned for and would train nothing; federated rounds set train#handlers to []"
+            )
         for group in engine.optimizer.param_groups:
             group["lr"] = self.schedule(engine.state.iteration)
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from medcoss_components.errors import InputError
+from medcoss_components.files import read_json
 
 CONFIG_FOLDER = "configs"
 DEBUG_VARIABLE = "MEDCOSS_DEBUG"
@@ -73,16 +74,31 @@ def start_bundle(*, bundle_root: str) -> None:
         sys.excepthook = show_error
     workflow = _reading_workflow()
     if workflow is not None:
-        check_settings(workflow.parser.get())
+        config = workflow.parser.get()
+        check_settings(config, replaced=_replaced_parts(config, Path(workflow.config_root_path)))
 
 
-def check_settings(config: Mapping[str, Any]) -> None:
+def _replaced_parts(config: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The training config below a merge of evaluate.json over train.json, which MONAI's federated client makes.
+
+    Evaluation replaces parts there, and their settings stay behind without effect.
+    """
+    path = folder / "train.json"
+    return read_json(path) if {"train", "evaluator"} <= set(config) and path.is_file() else {}
+
+
+def check_settings(config: Mapping[str, Any], *, replaced: Mapping[str, Any] | None = None) -> None:
     """Refuse top-level settings (values, not parts) that nothing in the config refers to.
+
+    Args:
+        config: the config as it runs.
+        replaced: a config whose parts were replaced in ``config``; what it refers to may stay.
 
     Raises:
         InputError: naming them and the closest known settings.
     """
-    used = {name for text in _strings(config) for name in _REFERENCE.findall(text)} | CLIENT_KEYS
+    texts = [*_strings(config), *_strings(replaced or {})]
+    used = {name for text in texts for name in _REFERENCE.findall(text)} | CLIENT_KEYS
     settings = {key for key, value in config.items() if _is_setting(key, value)}
     known = sorted((settings & used) - CLIENT_KEYS)
     if unknown := sorted(settings - used):

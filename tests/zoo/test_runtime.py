@@ -87,6 +87,19 @@ def test_settings_that_are_fine() -> None:
     start_bundle(bundle_root=".")  # no workflow: nothing to check
 
 
+def test_evaluation_merged_over_training(config: Path) -> None:
+    """MONAI's federated client: settings of replaced parts stay behind; a misspelt one is still refused."""
+    training = {"train": {"x": "@init_weights"}, "init_weights": None, **CONFIG}
+    config.write_text(json.dumps(training))
+    evaluation = config.with_name("evaluate.json")
+    evaluation.write_text(json.dumps({"train": {}, "evaluator": {"_target_": "dict"}}))
+    files = [str(config), str(evaluation)]
+    create_workflow(config_file=files)
+    with pytest.raises(RuntimeError, match="start_bundle") as caught:
+        create_workflow(config_file=files, max_epoch=2)
+    assert "unknown setting max_epoch" in str(caught.value.__cause__)
+
+
 def test_short_error_and_full_one(capsys: pytest.CaptureFixture[str]) -> None:
     def failing(error: Exception) -> RuntimeError:
         try:

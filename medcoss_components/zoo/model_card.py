@@ -1,0 +1,171 @@
+"""The model card of a packed bundle: what Hugging Face reads, and what a person must know before use.
+
+Numbers are those that the run measured (``metrics.json``); nothing else is claimed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from medcoss_components.errors import InputError
+from medcoss_components.zoo.build import BundleSource
+
+if TYPE_CHECKING:
+    from medcoss_components.zoo.pack import Run
+
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+LICENCE_OTHER = "other"
+METRIC = "validation_pretext_loss"
+TASKS = {1: "feature-extraction", 2: "image-feature-extraction", 3: "feature-extraction"}
+"""Dimension of the input -> Hugging Face's name of the task."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+MEASURED = {
+    "modality": "modality",
+    "samples": "training samples",
+    "epochs": "epochs",
+    "iterations": "iterations",
+    "parameters": "parameters",
+    "precision": "precision",
+    "first_loss": "pretext loss on training batches, first",
+    "final_loss": "pretext loss on training batches, last",
+    "validation_loss": "pretext loss on the validation split",
+}
+"""Key of metrics.json -> its line in the card; other keys stay out (they name folders and machines)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions:
+    """What the publisher says about the weights.
+
+    Attributes:
+        licence: licence of the weights, as Hugging Face spells it (``cc-by-nc-4.0``); "other" sends the reader to the
+            card: the terms of the data and of the weights that training started from.
+        data: names of the data sets, as on Hugging Face where they are there.
+        base_model: what training started from, for example the published checkpoint; as on Hugging Face where it is there.
+    """
+
+    licence: str = LICENCE_OTHER
+    data: tuple[str, ...] = ()
+    base_model: str | None = None
+
+    def __post_init__(self) -> None:
+        texts = (self.licence, *self.data, self.base_model or "")
+        if any("\n" in text for text in texts) or not self.licence.strip():
+            raise InputError(f"licence, data and base_model must be one line each, received {texts}")
+
+
+def model_card(
+    *, source: BundleSource, metadata: Mapping[str, Any], run: Run, options: CardOptions, with_buffer: bool = False
+) -> str:
+    """Front matter and text of the card, Markdown."""
+    front = yaml.safe_dump(front_matter(source, metadata, run, options), sort_keys=False, allow_unicode=True)
+    values = {
+        "name": source.name,
+        "title": metadata["name"],
+        "version": metadata["version"],
+        "summary": source.values.get("summary", metadata["description"]),
+        "intended_use": metadata["intended_use"],
+        "limits": source.values.get("limits", ""),
+        "modality": run.metrics["modality"],
+        "measured": _measured(run.metrics),
+        "network": _network(run),
+        "data": _data(options, metadata),
+        "licence": _licence(options),
+        "more_files": _more_files(run, with_buffer),
+        "changelog": "\n".join(f"- {version}: {text}" for version, text in metadata["changelog"].items()),
+    }
+    text = TEMPLATE.read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = text.replace("${" + key + "}", str(value).strip())
+    return f"---\n{front}---\n\n{text}"
+
+
+def front_matter(source: BundleSource, metadata: Mapping[str, Any], run: Run, options: CardOptions) -> dict[str, Any]:
+    """What stands between the ``---`` lines; empty entries are left out."""
+    from medcoss_components.data.modalities import get_modality
+
+    modality = str(run.metrics["modality"])
+    task = TASKS[get_modality(modality).dimension]
+    licence = {"license": options.licence}
+    if options.licence == LICENCE_OTHER:
+        licence |= {"license_name": "terms-of-data-and-starting-weights", "license_link": "README.md#licence"}
+    return {
+        **licence,
+        "library_name": "monai",
+        "pipeline_tag": task,
+        "tags": ["monai", "medical", "medcoss", "self-supervised", "masked-modelling", modality],
+        **_names("datasets", options.data),
+        **_names("base_model", filter(None, [options.base_model])),
+        **_results(source.name, task, metadata["task"], run.metrics),
+    }
+
+
+def _names(key: str, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names that can be one of Hugging Face's; others stand in the text alone, where its check does not refuse them."""
+    known = [name for name in names if HUB_NAME.fullmatch(name)]
+    return {key: known} if known else {}
+
+
+def _results(name: str, task: str, task_name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    if metrics.get("validation_loss") is None:
+        return {}
+    measured = {"type": METRIC, "value": metrics["validation_loss"], "name": MEASURED["validation_loss"]}
+    result = {
+        "task": {"type": task, "name": task_name},
+        "dataset": {"type": "other", "name": "validation split of the training data"},
+        "metrics": [measured],
+    }
+    return {"metrics": [METRIC], "model-index": [{"name": name, "results": [result]}]}
+
+
+def _measured(metrics: Mapping[str, Any]) -> str:
+    lines = ["| | |", "|---|---|"]
+    for key, label in MEASURED.items():
+        value = metrics.get(key)
+        shown = "not measured" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        lines.append(f"| {label} | {shown} |")
+    for modality, entry in (metrics.get("rehearsal") or {}).items():
+        lines.append(f"| {entry['kind']} loss on the buffer of {modality}, last | {entry['final']:.4f} |")
+    return "\n".join(lines)
+
+
+def _network(run: Run) -> str:
+    text = f"Preset `{run.settings['preset']}`, text attention {run.settings['text_attention']}, "
+    text += f"decoder positions {run.settings['decoder_positions']}, width {run.sizes['width']}"
+    other = ", ".join(f"{name} {value}" for name, value in run.overrides.items())
+    return f"{text}; {f'differs from the preset in: {other}' if other else 'all sizes as in the preset'}."
+
+
+def _data(options: CardOptions, metadata: Mapping[str, Any]) -> str:
+    if options.data:
+        return f"Trained on: {', '.join(options.data)}."
+    return (
+        "The publisher of these weights did not name the data that they were trained on. The bundle is made for: "
+        f"{metadata['data_source']}."
+    )
+
+
+def _licence(options: CardOptions) -> str:
+    start = f" Training started from {options.base_model}." if options.base_model else ""
+    if options.licence == LICENCE_OTHER:
+        return (
+            "Weights: the terms of the data that they were trained on, and of the weights that training started from, "
+            f"hold for them; a non-commercial starting checkpoint makes them non-commercial.{start}"
+        )
+    return f"Weights: {options.licence}.{start}"
+
+
+def _more_files(run: Run, with_buffer: bool) -> str:
+    lines = {
+        "| `models/vocabulary.json` | word pieces that the text part was trained with |": (
+            run.folder / "vocabulary.json"
+        ).is_file(),
+        "| `models/buffer.json`, `models/buffer_store/` | training samples to rehearse, with their ids |": with_buffer,
+    }
+    return "\n".join(line for line, there in lines.items() if there)
