@@ -47,7 +47,8 @@ class CardOptions:
         licence: licence of the weights, as Hugging Face spells it (``cc-by-nc-4.0``); "other" sends the reader to the
             card: the terms of the data and of the weights that training started from.
         data: names of the data sets, as on Hugging Face where they are there.
-        base_model: what training started from, for example the published checkpoint; as on Hugging Face where it is there.
+        base_model: what training started from, for example the published checkpoint; as on Hugging Face where it is
+            there.
     """
 
     licence: str = LICENCE_OTHER

@@ -89,10 +89,11 @@ def test_settings_that_are_fine() -> None:
 
 def test_evaluation_merged_over_training(config: Path) -> None:
     """MONAI's federated client: settings of replaced parts stay behind; a misspelt one is still refused."""
-    training = {"train": {"x": "@init_weights"}, "init_weights": None, **CONFIG}
+    part = {"_target_": "dict"}
+    training = {"train": {"x": part | {"start": "@init_weights"}}, "init_weights": None, **CONFIG}
     config.write_text(json.dumps(training))
     evaluation = config.with_name("evaluate.json")
-    evaluation.write_text(json.dumps({"train": {}, "evaluator": {"_target_": "dict"}}))
+    evaluation.write_text(json.dumps({"train": {"x": part}, "evaluator": part}))
     files = [str(config), str(evaluation)]
     create_workflow(config_file=files)
     with pytest.raises(RuntimeError, match="start_bundle") as caught:
