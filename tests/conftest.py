@@ -58,13 +58,23 @@ class FakeSource:
         return self.samples[np.asarray(indices)]
 
 
-@pytest.fixture(autouse=True)
-def same_registry():
-    """Take away what a test registered."""
+def _restored_registry():
     known = dict(modalities.MODALITIES)
     yield
     modalities.MODALITIES.clear()
     modalities.MODALITIES.update(known)
+
+
+@pytest.fixture(autouse=True)
+def same_registry():
+    """Take away what a test registered."""
+    yield from _restored_registry()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def same_registry_after_a_module():
+    """Take away what the fixtures of a module registered."""
+    yield from _restored_registry()
 
 
 @pytest.fixture
