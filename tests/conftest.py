@@ -6,6 +6,7 @@ Patches and grids have sides that all differ, so that swapped axes show.
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.update(MEDCOSS_PROGRESS="0", MPLBACKEND="Agg", MLFLOW_DISABLE_TELEMETRY="true", CUDA_VISIBLE_DEVICES="")
 for name in ("MLFLOW_TRACKING_URI", "MEDCOSS_DEBUG", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -141,3 +142,24 @@ def make_trainer(tiny_network, vocabulary):
         return Pretrainer(train_data_loader=loader, network=network, optimizer=optimizer, seed=seed, **options)
 
     return build
+
+
+@pytest.fixture
+def medcoss(monkeypatch, capsys):
+    """``medcoss(*arguments) -> (exit status, stdout, stderr)``, in this process."""
+    from medcoss_components import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["medcoss", *map(str, arguments)])
+        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        else:
+            status = 0
+        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)  # --debug sets it
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return call

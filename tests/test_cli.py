@@ -17,26 +17,6 @@ from medcoss_components.errors import InputError
 BUNDLES = Path(__file__).parents[1] / "bundles"
 
 
-@pytest.fixture
-def medcoss(monkeypatch, capsys):
-    """``medcoss(*arguments) -> (exit status, stdout, stderr)``, in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medcoss", *map(str, arguments)])
-        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        else:
-            status = 0
-        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)  # --debug sets it
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return call
-
-
 class TestHelp:
     def test_command_is_installed(self):
         command = Path(sys.executable).with_name("medcoss")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 import pytest
 import torch
 
-from medcoss_components import cli, published_weights
+from medcoss_components import published_weights
 from medcoss_components.networks.presets import resolve_preset
 from medcoss_components.published_weights import published_shapes
 from medcoss_components.weights import read_weights
@@ -18,25 +17,6 @@ SIZES = resolve_preset(
     "demo", width=24, depth=2, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2, vocabulary_size=160,
     patch_2d=(4, 6), patch_3d=(2, 4, 6), grid_2d=(2, 3), grid_3d=(3, 2, 2),
 )  # fmt: skip
-
-
-@pytest.fixture
-def medcoss(monkeypatch, capsys):
-    """``medcoss(*arguments) -> (exit status, stdout, stderr)``, in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["medcoss", *map(str, arguments)])
-        monkeypatch.delenv(cli.DEBUG_VARIABLE, raising=False)
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        else:
-            status = 0
-        shown = capsys.readouterr()
-        return status, shown.out, shown.err
-
-    return call
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from medcoss_components.continual.buffer import read_buffer
+from medcoss_components.continual.exemplars import project_2d
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.sampler import BatchPlan, BatchReader, SampleSource
 from medcoss_components.data.transforms import to_model_input
@@ -78,17 +79,10 @@ def write_previews(stage: PretrainingStage) -> None:
     source = stage.evaluator.data_loader.dataset if stage.evaluator is not None else stage.dataset
     PANELS[stage.dataset.modality.pretext](stage, source, folder / "reconstruction.png")
     buffer = read_buffer(stage.folder)
-    points = previews_points(np.load(stage.embeddings_path))
+    points = project_2d(np.load(stage.embeddings_path))
     previews.buffer_map(points, np.array(buffer.indices), np.array(buffer.clusters), folder / "buffer_map.png")
     _exemplar_sheet(stage, np.array(buffer.indices), folder / "exemplars.png")
     previews.loss_curves(stage.history.to_json(), folder / "loss.png")
-
-
-def previews_points(features: np.ndarray) -> np.ndarray:
-    """(N, D) embeddings -> (N, 2) for the buffer map."""
-    from medcoss_components.continual.exemplars import project_2d
-
-    return project_2d(features)
 
 
 def spread(total: int, count: int) -> np.ndarray:
