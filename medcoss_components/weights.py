@@ -20,13 +20,26 @@ from torch import Tensor, nn
 
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path, check_archive
+from medcoss_components.networks.backbone import TASK_PREFIXES
 from medcoss_components.networks.embeddings import interpolate_grid
 from medcoss_components.networks.pretraining import ENCODER_PREFIXES, PRETEXT_PREFIXES, PretrainingModel
 from medcoss_components.networks.published import from_published, is_published
 
 STAGE_FILES = ("model.pt", "encoder.safetensors")
 ZIP_START = b"PK\x03\x04"
-PARTS = {"encoder": ENCODER_PREFIXES, "all": ENCODER_PREFIXES + PRETEXT_PREFIXES}
+PARTS = {"encoder": ENCODER_PREFIXES, "all": ("",)}
+"""What may be asked for -> beginnings of the names that belong to it."""
+COMPONENTS = (
+    "text_embedding.",
+    "image_embedding.tokenizers.2d.",
+    "image_embedding.tokenizers.3d.",
+    "image_embedding.class_token",
+    "image_embedding.norm.",
+    "encoder.",
+    *PRETEXT_PREFIXES,
+    *TASK_PREFIXES,
+)
+"""Beginnings of the names of everything that some network of this package has and another has not."""
 GRID_TABLES = (
     "image_embedding.tokenizers.2d.position",
     "image_embedding.tokenizers.3d.position",
@@ -43,8 +56,10 @@ class LoadReport:
         loaded: names copied as they are.
         interpolated: position tables resized to another grid.
         initialised: names of the asked parts that kept their first values.
-        untouched: names of the other parts (decoder, text head), which kept their first values too.
+        untouched: names of the other parts (decoder, heads), which kept their first values too.
         unexpected: names of the source that the model has no place for.
+        not_needed: names of the source that belong to parts which this model does not have, such as the tokenizers of
+            other modalities or the heads of another task.
         dropped: tables, or rows of them, of a published checkpoint that the network never reads.
         sizes: parameters of each tensor of the model.
     """
@@ -54,6 +69,7 @@ class LoadReport:
     initialised: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    not_needed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
 
@@ -71,6 +87,8 @@ class LoadReport:
         for label in ("unexpected", "dropped"):
             names = getattr(self, label)
             parts.append(f"{len(names)} {label}" + (f" ({some_names(names)})" if names else ""))
+        if self.not_needed:
+            parts.append(f"{len(self.not_needed)} not needed ({some_names(self.not_needed)})")
         return ", ".join(parts)
 
 
@@ -240,8 +258,8 @@ def _fitted(name: str, value: Tensor, wanted: Tensor) -> Tensor | None:
 def _check_complete(problems: Sequence[str], parts: str, origin: str) -> None:
     if problems:
         raise InputError(
-            f"{origin}: does not hold the {parts} weights of this model: {some_names(problems, 12)}. Use the preset "
-            "and vocabulary of the source, or list the names in allow_initialised to start those afresh."
+            f"{origin}: does not hold the {parts} weights of this model: {some_names(problems, 12)}. Use the preset, "
+            "vocabulary, classes and regions of the source, or list names in allow_initialised to start those afresh."
         )
 
 
@@ -254,10 +272,13 @@ def load_initial_weights(
 ) -> LoadReport:
     """Start a model from weights of an earlier stage, another chain, a published checkpoint or Uni-Perceiver.
 
+    Pre-training and task models alike; a task model has fewer parts, and what it lacks is reported as not needed.
+
     Args:
         model: the model to fill, in place.
         source: what :func:`read_weights` reads, or a mapping of names to tensors; ours or the published names.
-        parts: "encoder" (encoder, tokenizers, class token) or "all" (decoder and text head as well).
+        parts: "encoder" (encoder, tokenizers, class token) or "all" (every tensor of the model, so the decoder and the
+            text head of a pre-training model or the head of a fine-tuned one as well).
         allow_initialised: beginnings of names that may be absent or of another shape; they keep their first values.
 
     Returns:
@@ -281,17 +302,33 @@ def load_initial_weights(
         for name, value in usable.items():
             wanted[name].copy_(value)
     resized = tuple(name for name, value in usable.items() if value.shape != state[name].shape)
-    others = set(state) - set(whole)
-    strangers = {name for name in others if name.startswith(PARTS[parts]) or not name.startswith(PARTS["all"])}
+    strangers, not_needed = _without_place(state, whole, parts)
     return LoadReport(
         loaded=tuple(name for name in usable if name not in resized),
         interpolated=resized,
         initialised=initialised,
         untouched=tuple(name for name in whole if name not in wanted),
-        unexpected=tuple(sorted(strangers)) + unexpected,
+        unexpected=strangers + unexpected,
+        not_needed=not_needed,
         dropped=dropped,
         sizes={name: value.numel() for name, value in whole.items()},
     )
+
+
+def _without_place(
+    state: Mapping[str, Tensor], whole: Mapping[str, Tensor], parts: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a source that a model has no tensor for: unexpected ones, and those of parts that it does not have.
+
+    Names of a pretext decoder or head that was not asked for are in neither.
+    """
+    lacking = tuple(start for start in COMPONENTS if not any(name.startswith(start) for name in whole))
+    others = sorted(set(state) - set(whole))
+    not_needed = tuple(name for name in others if name.startswith(lacking))
+    strangers = [name for name in others if not name.startswith(lacking)]
+    if parts == "encoder":
+        strangers = [name for name in strangers if not name.startswith(PRETEXT_PREFIXES + TASK_PREFIXES)]
+    return tuple(strangers), not_needed
 
 
 def _describe(name: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:

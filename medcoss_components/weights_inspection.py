@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from medcoss_components.files import read_json, sha256_file
+from medcoss_components.networks.backbone import TASK_PREFIXES
 from medcoss_components.networks.pretraining import ENCODER_PREFIXES, PRETEXT_PREFIXES
 from medcoss_components.networks.published import is_published
 from medcoss_components.published_weights import FORMATS, RECORD, published_shapes
@@ -51,9 +52,17 @@ def _kind(state: Mapping[str, Tensor]) -> str:
                 return f"published checkpoint, format {format}; `medcoss weights import` brings it under our names"
         return "published names, but not the names and shapes of a format that can be imported"
     if any(name.startswith(ENCODER_PREFIXES) for name in state):
-        whole = any(name.startswith(PRETEXT_PREFIXES) for name in state)
-        return "weights of this package, " + ("encoder, decoder and text head" if whole else "encoder alone")
+        return f"weights of this package, {_contents(state)}"
     return "tensors under names that this package does not know"
+
+
+def _contents(state: Mapping[str, Tensor]) -> str:
+    """What stands behind the encoder."""
+    if any(name.startswith(PRETEXT_PREFIXES) for name in state):
+        return "encoder, decoder and text head"
+    if any(name.startswith(TASK_PREFIXES) for name in state):
+        return "fine-tuned: encoder and " + ("head" if "head.output.bias" in state else "mask decoder")
+    return "encoder alone"
 
 
 def _type(value: Tensor) -> str:

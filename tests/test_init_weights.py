@@ -8,23 +8,30 @@ import os
 import shutil
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from monai.bundle import create_workflow
 
 from medcoss_components import published_weights
 from medcoss_components.data.synthetic import synthetic_manifest
 from medcoss_components.errors import InputError
+from medcoss_components.networks.backbone import TASK_PREFIXES
+from medcoss_components.networks.classification import ClassificationModel
+from medcoss_components.networks.initialisation import initialise
 from medcoss_components.networks.presets import resolve_preset
-from medcoss_components.networks.pretraining import PretrainingModel, encoder_state
+from medcoss_components.networks.pretraining import ENCODER_PREFIXES, PretrainingModel, encoder_state
 from medcoss_components.networks.published import to_published
+from medcoss_components.networks.segmentation import SegmentationModel
 from medcoss_components.published_weights import import_weights
-from medcoss_components.weights import read_weights, save_weights
+from medcoss_components.weights import load_initial_weights, read_weights, save_weights
 
 BUNDLES = Path(__file__).parents[1] / "bundles"
 KINDS = ("stage folder", "encoder.safetensors", "model.pt", "imported folder", "imported safetensors", "published.pth")
+CLASS_TOKEN = "image_embedding.class_token"
 SMALLER = {"depth": 1, "decoder_depth": 1, "vocabulary_size": 300}
 SIZES = resolve_preset("demo", **SMALLER)
 BRIEF = {
@@ -169,3 +176,140 @@ def test_on_the_command_line(weights, data, tmp_path):
     assert bad.returncode == 1 and "Traceback" not in bad.stderr
     assert "error: " in bad.stderr and "does not hold the encoder weights" in bad.stderr
     shutil.rmtree(tmp_path / "run")
+
+
+TASKS = {
+    "report": (ClassificationModel, {"classes": 5}),
+    "xray": (ClassificationModel, {"classes": ["normal", "pneumonia"]}),
+    "ct": (ClassificationModel, {"classes": 2, "input_shape": (1, 16, 192, 192)}),
+    "pathology": (SegmentationModel, {"regions": 1, "input_shape": (3, 224, 224), "feature_size": 2}),
+    "mri": (SegmentationModel, {"regions": {"white": 2}, "input_shape": (1, 16, 192, 192), "feature_size": 2}),
+}
+
+
+def task_model(modality, seed=4, **arguments):
+    kind, settings = TASKS[modality]
+    model = kind(preset="demo", modality=modality, depth=1, vocabulary_size=300, **(settings | arguments))
+    initialise(model, torch.Generator().manual_seed(seed))
+    return model
+
+
+def bundle_network(bundle, init_weights):
+    """The network of a task bundle's training, from its own config."""
+    config = str(BUNDLES / bundle / "configs" / "train.json")
+    settings = {f"network_def#{name}": SMALLER[name] for name in ("depth", "vocabulary_size")}
+    workflow = create_workflow(
+        config_file=config, workflow_type="train", logging_file=False, init_weights=str(init_weights), preset="demo",
+        mlflow=False, **settings,
+    )  # fmt: skip
+    return workflow.parser.get_parsed_content("network")
+
+
+TASK_BUNDLES = sorted(path.name for path in BUNDLES.iterdir() if not path.name.startswith("medcoss_"))
+
+
+@pytest.mark.parametrize("bundle", TASK_BUNDLES)
+def test_every_task_bundle(bundle, weights, source, log):
+    """Tokenizer and encoder of a published checkpoint, its position grid in the size of the task's input."""
+    network, carried = bundle_network(bundle, weights["published.pth"]), source.state_dict()
+    (message,) = log()
+    assert message.startswith(f"{weights['published.pth']}: ") and "0 unexpected" in message
+    for name, value in encoder_state(network).items():
+        if value.shape == carried[name].shape:
+            assert torch.equal(value, carried[name]), name
+        else:
+            assert name.endswith(".position") and f"{value.numel():,} interpolated (1 tensors: {name}" in message
+
+
+class TestTaskModels:
+    """Networks for tasks take their tokenizer and encoder from any kind of weights."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("modality", list(TASKS))
+    def test_every_kind_of_weights(self, kind, modality, weights, source):
+        model, fresh = task_model(modality), task_model(modality).state_dict()
+        report = load_initial_weights(model, weights[kind])
+        state = model.state_dict()
+        carried = [name for name in state if name.startswith(ENCODER_PREFIXES)]
+        assert all(torch.equal(state[name], source.state_dict()[name]) for name in carried)
+        assert report.loaded == tuple(carried)
+        assert report.untouched == tuple(name for name in state if name.startswith(TASK_PREFIXES))
+        assert all(torch.equal(state[name], fresh[name]) for name in report.untouched)
+        assert not (report.interpolated or report.initialised or report.unexpected)
+
+    @pytest.mark.parametrize("modality", list(TASKS))
+    def test_the_rest_of_a_chain_is_not_needed(self, modality, source):
+        model = task_model(modality)
+        report = load_initial_weights(model, source.state_dict())
+        assert set(report.not_needed) == set(source.state_dict()) - set(model.state_dict())
+        assert f"0 unexpected, 0 dropped, {len(report.not_needed)} not needed (decoder." in str(report)
+
+    def test_what_no_network_has_is_unexpected(self, source):
+        strangers = {"encoder.blocks.9.mlp_in.bias", "other", "image_embedding.tokenizers.2d.extra"}
+        state = source.state_dict() | {name: torch.ones(2) for name in strangers}
+        assert set(load_initial_weights(task_model("xray"), state).unexpected) == strangers
+
+    @pytest.mark.parametrize(
+        ("modality", "shape", "grid"), [("ct", (1, 64, 192, 192), (4, 12, 12)), ("pathology", (3, 512, 256), (32, 16))]
+    )
+    def test_the_grid_is_interpolated_once(self, modality, shape, grid, source):
+        model = task_model(modality, input_shape=shape)
+        report = load_initial_weights(model, source.state_dict())
+        name = f"image_embedding.tokenizers.{len(grid)}d.position"
+        assert report.interpolated == (name,) and f"{128 * prod(grid):,} interpolated" in str(report)
+        table = source.state_dict()[name].movedim(-1, 0)[None]
+        mode = {2: "bicubic", 3: "trilinear"}[len(grid)]
+        wanted = F.interpolate(table, grid, mode=mode, align_corners=False)[0].movedim(0, -1)
+        torch.testing.assert_close(model.state_dict()[name], wanted)
+
+    @pytest.mark.parametrize("modality", list(TASKS))
+    def test_fine_tuned_weights_come_back_whole(self, modality, tmp_path):
+        save_weights(tmp_path / "model.pt", task_model(modality, seed=1).state_dict())
+        model = task_model(modality, seed=2)
+        report = load_initial_weights(model, tmp_path, parts="all")
+        expected = task_model(modality, seed=1).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+        assert report.loaded == tuple(expected)
+        assert not (report.untouched or report.not_needed or report.unexpected)
+
+    def test_fine_tuned_weights_start_another_task(self):
+        """Only the encoder is taken; the head of the earlier task does not have to fit."""
+        earlier, model = task_model("xray"), task_model("pathology", seed=5)
+        report = load_initial_weights(model, earlier.state_dict())
+        assert report.not_needed == (*sorted(n for n in earlier.state_dict() if "head." in n), CLASS_TOKEN)
+        report = load_initial_weights(task_model("xray", classes=7), earlier.state_dict())
+        assert report.untouched == ("head.norm.weight", "head.norm.bias", "head.output.weight", "head.output.bias")
+
+    @pytest.mark.parametrize(
+        ("modality", "arguments", "message"),
+        [
+            ("xray", {"classes": 4}, r"all weights .* head\.output\.weight \(has \(2, 128\), needs \(4, 128\)\)"),
+            (
+                "pathology",
+                {"regions": 3},
+                r"output\.conv\.conv\.bias \(has \(1,\), needs \(3,\)\).*classes and regions",
+            ),
+            ("mri", {"feature_size": 4}, r"image\.layer\.conv1\.conv\.weight \(has \(2, 1, 3, 3, 3\), needs \(4, 1,"),
+        ],
+    )
+    def test_fine_tuned_weights_of_other_outputs_are_refused(self, modality, arguments, message):
+        model = task_model(modality, seed=2, **arguments)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with pytest.raises(InputError, match=message):
+            load_initial_weights(model, task_model(modality).state_dict(), parts="all")
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def test_a_chain_has_no_head(self, weights):
+        with pytest.raises(InputError, match=r"model\.pt: .* head\.norm\.weight \(absent\)"):
+            load_initial_weights(task_model("xray"), weights["model.pt"], parts="all")
+
+    def test_weights_of_another_modality_are_refused(self):
+        with pytest.raises(InputError, match=r"tokenizers\.3d\.weight \(absent\)"):
+            load_initial_weights(task_model("ct"), task_model("xray").state_dict())
+
+    def test_names_may_start_afresh(self):
+        """Fine-tuned 2D weights in a 3D task."""
+        report = load_initial_weights(
+            task_model("ct"), task_model("xray").state_dict(), allow_initialised=["image_embedding.tokenizers.3d."]
+        )
+        assert [name.rsplit(".", 1)[1] for name in report.initialised] == ["weight", "bias", "position", "temporal"]

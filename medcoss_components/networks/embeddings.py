@@ -143,23 +143,27 @@ class ImageEmbedding(nn.Module):
     Args:
         width: D.
         tokenizers: patch embedding of each dimension.
+        class_token: whether a class token stands before the patches (not in segmentation).
     """
 
-    def __init__(self, *, width: int, tokenizers: dict[int, PatchEmbedding]) -> None:
+    def __init__(self, *, width: int, tokenizers: dict[int, PatchEmbedding], class_token: bool = True) -> None:
         super().__init__()
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.tokenizers = nn.ModuleDict({f"{dimension}d": part for dimension, part in tokenizers.items()})
         self.norm = nn.LayerNorm(width, eps=1e-5)
 
     def initialise(self, generator: torch.Generator | None) -> None:
         """Fill the parameters that this module holds itself."""
-        fill_normal(self.class_token, generator)
+        if self.class_token is not None:
+            fill_normal(self.class_token, generator)
 
     def tokenizer(self, dimension: int) -> PatchEmbedding:
         """The patch embedding of 2D or 3D inputs."""
         return self.tokenizers[f"{dimension}d"]
 
     def forward(self, dimension: int, patches: Tensor, grid: Sequence[int], index: Tensor | None = None) -> Tensor:
-        """Patches (B, K, P) -> (B, 1 + K, D), the class token first."""
+        """Patches (B, K, P) -> (B, 1 + K, D), the class token first; (B, K, D) without one."""
         tokens = self.norm(self.tokenizer(dimension)(patches, grid, index))
+        if self.class_token is None:
+            return tokens
         return torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)

@@ -5,6 +5,8 @@ Axes: B samples, N tokens, D channels, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -157,6 +159,42 @@ class Encoder(nn.Module):
             raise InputError(f"depth_noise of shape {tuple(noise.shape)} must be {shape}: samples, branches.")
         return branch_weights(noise.to(tokens.device), self.stochastic_depth)
 
+    def hidden_states(
+        self,
+        tokens: Tensor,
+        *,
+        after: Sequence[int],
+        padding_mask: Tensor | None = None,
+        causal: bool = False,
+        depth_noise: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Encode tokens and keep them as they are after chosen blocks.
+
+        Args:
+            tokens: (B, N, D).
+            after: numbers of blocks, counted from 1; 0 stands for ``tokens`` themselves.
+            padding_mask: (B, N), true at real tokens; None when all are real.
+            causal: whether tokens read only themselves and earlier ones.
+            depth_noise: (B, 2 * depth) in [0, 1), attention and MLP branch of each block in turn; drawn when None.
+                Row b concerns sample b alone. Not used in evaluation mode.
+
+        Returns:
+            One (B, N, D) for each number of ``after``, in its order.
+
+        Raises:
+            InputError: when a number of ``after`` is not one of 0 to depth.
+        """
+        _check_blocks(after, len(self.blocks))
+        mask = attention_mask(padding_mask, causal)
+        weights = self._branch_weights(tokens, depth_noise)
+        kept = {0: tokens}
+        for number, block in enumerate(self.blocks):
+            pair = None if weights is None else weights[:, 2 * number : 2 * number + 2]
+            tokens = block(tokens, mask, causal, pair)
+            if number + 1 in after:
+                kept[number + 1] = tokens
+        return [kept[number] for number in after]
+
     def forward(
         self,
         tokens: Tensor,
@@ -165,21 +203,13 @@ class Encoder(nn.Module):
         causal: bool = False,
         depth_noise: Tensor | None = None,
     ) -> Tensor:
-        """Encode tokens.
+        """Encode tokens: (B, N, D) -> (B, N, D) after the last block. Arguments as in :meth:`hidden_states`."""
+        after = (len(self.blocks),)
+        return self.hidden_states(
+            tokens, after=after, padding_mask=padding_mask, causal=causal, depth_noise=depth_noise
+        )[0]
 
-        Args:
-            tokens: (B, N, D).
-            padding_mask: (B, N), true at real tokens; None when all are real.
-            causal: whether tokens read only themselves and earlier ones.
-            depth_noise: (B, 2 * depth) in [0, 1), attention and MLP branch of each block in turn; drawn when None.
-                Row b concerns sample b alone. Not used in evaluation mode.
 
-        Returns:
-            (B, N, D).
-        """
-        mask = attention_mask(padding_mask, causal)
-        weights = self._branch_weights(tokens, depth_noise)
-        for number, block in enumerate(self.blocks):
-            pair = None if weights is None else weights[:, 2 * number : 2 * number + 2]
-            tokens = block(tokens, mask, causal, pair)
-        return tokens
+def _check_blocks(after: Sequence[int], depth: int) -> None:
+    if not set(after) <= set(range(depth + 1)):
+        raise InputError(f"after={tuple(after)} must hold numbers of blocks, 0 to {depth}.")

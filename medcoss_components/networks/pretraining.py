@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from medcoss_components.data.modalities import Modality, get_modality
 from medcoss_components.errors import InputError
 from medcoss_components.networks.decoder import ImageDecoder, TextHead
-from medcoss_components.networks.embeddings import ImageEmbedding, PatchEmbedding, TextEmbedding
-from medcoss_components.networks.encoder import Encoder
+from medcoss_components.networks.embeddings import ImageEmbedding
 from medcoss_components.networks.initialisation import initialise
+from medcoss_components.networks.parts import block_stack, image_tokenizer, text_tokenizer
 from medcoss_components.networks.presets import PRESETS, Preset, resolve_preset
 from medcoss_components.pretext.losses import (
     Reduction,
@@ -49,14 +49,7 @@ ModalityLike = str | dict | Modality
 
 
 def _image_parts(sizes: Preset, decoder_positions: str) -> tuple[ImageEmbedding, ImageDecoder]:
-    shapes = {
-        2: (sizes.channels_2d, sizes.patch_2d, sizes.grid_2d),
-        3: (sizes.channels_3d, sizes.patch_3d, sizes.grid_3d),
-    }
-    tokenizers = {
-        dimension: PatchEmbedding(width=sizes.width, channels=channels, patch=patch, grid=grid)
-        for dimension, (channels, patch, grid) in shapes.items()
-    }
+    tokenizers = {dimension: image_tokenizer(sizes, dimension) for dimension in (2, 3)}
     decoder = ImageDecoder(
         encoder_width=sizes.width,
         width=sizes.decoder_width,
@@ -64,8 +57,8 @@ def _image_parts(sizes: Preset, decoder_positions: str) -> tuple[ImageEmbedding,
         heads=sizes.decoder_heads,
         mlp_ratio=sizes.mlp_ratio,
         positions=decoder_positions,
-        grids={dimension: grid for dimension, (_, _, grid) in shapes.items()},
-        outputs={dimension: channels * prod(patch) for dimension, (channels, patch, _) in shapes.items()},
+        grids={2: sizes.grid_2d, 3: sizes.grid_3d},
+        outputs={dimension: part.channels * prod(part.patch) for dimension, part in tokenizers.items()},
     )
     return ImageEmbedding(width=sizes.width, tokenizers=tokenizers), decoder
 
@@ -114,18 +107,9 @@ class PretrainingModel(nn.Module):
         initialise(self)
 
     def _build(self, sizes: Preset) -> None:
-        self.text_embedding = TextEmbedding(
-            width=sizes.width, vocabulary_size=sizes.vocabulary_size, positions=sizes.text_positions
-        )
+        self.text_embedding = text_tokenizer(sizes)
         self.image_embedding, self.decoder = _image_parts(sizes, self.decoder_positions)
-        self.encoder = Encoder(
-            width=sizes.width,
-            depth=sizes.depth,
-            heads=sizes.heads,
-            mlp_width=sizes.mlp_ratio * sizes.width,
-            layer_scale=sizes.layer_scale,
-            stochastic_depth=sizes.stochastic_depth,
-        )
+        self.encoder = block_stack(sizes)
         self.text_head = TextHead(width=sizes.width, vocabulary_size=sizes.vocabulary_size)
 
     def dimension(self, modality: ModalityLike | None) -> int:

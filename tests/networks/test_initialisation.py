@@ -39,3 +39,24 @@ def test_every_parameter_is_initialised(tiny):
             parameter.fill_(float("nan"))
     initialise(model)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "numbers"),
+    [(nn.Conv3d(2, 5, (1, 3, 3), bias=True), 2 * 9), (nn.ConvTranspose2d(5, 4, (2, 3), bias=True), 4 * 6)],
+)
+def test_convolutions_start_in_the_range_of_pytorch(layer, numbers):
+    """PyTorch's own start never leaves the bound either."""
+    bound = numbers**-0.5
+    assert layer.weight.abs().max() <= bound
+    initialise(layer, torch.Generator().manual_seed(0))
+    assert 0.9 * bound < layer.weight.abs().max() <= bound
+    assert layer.bias.eq(0).all()
+
+
+def test_norms_of_convolutional_networks_start_neutral():
+    network = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.GroupNorm(1, 3), nn.BatchNorm3d(3))
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 5.0)
+    initialise(network)
+    assert all(layer.weight.eq(1).all() and layer.bias.eq(0).all() for layer in network)
