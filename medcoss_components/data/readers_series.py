@@ -41,24 +41,80 @@ class _Slice:
 def read_dicom_volume(path: Path, expected_modality: str | Collection[str] | None = None) -> VolumeData:
     """Read a series folder or a multi-frame file; see :func:`medcoss_components.data.readers.read_volume`."""
     with naming_file(path, show_detail=False):
-        return _read_volume(path, expected_modality)
+        return _read_volume(series_files(path), path, expected_modality)
 
 
-def _read_volume(path: Path, expected_modality: str | Collection[str] | None) -> VolumeData:
-    files = _series_files(path)
-    headers = {file: read_dataset(file, stop_before_pixels=True) for file in files}
-    codes = {check_modality(header, expected_modality, file) for file, header in headers.items()}
-    _check_one_series(headers, path)
-    slices = [piece for file, header in headers.items() for piece in _slices(file, header)]
-    ordered = _sort_slices(slices, path)
-    step = _slice_step(ordered, headers[ordered[0].path])
+def read_dicom_files(
+    files: Sequence[Path], *, path: Path, expected_modality: str | Collection[str] | None = None
+) -> VolumeData:
+    """Read the volume that some files of a folder make; ``path`` is what errors name, for example that folder."""
+    with naming_file(path, show_detail=False):
+        return _read_volume(list(files), path, expected_modality)
+
+
+@dataclass(frozen=True)
+class DicomStack:
+    """The frames of one series by place, from headers alone.
+
+    Args:
+        frames: (file, frame number from 0) of every slice, in the order of the places.
+        shape: (columns, rows, slices).
+        affine: (4, 4) float64, index (column, row, slice, 1) -> LPS position in mm.
+    """
+
+    frames: tuple[tuple[Path, int], ...]
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+def dicom_stack(files: Sequence[Path], *, path: Path) -> DicomStack:
+    """Where the frames of a series lie, in the order that the volume readers stack them.
+
+    Raises:
+        InputError: as the volume readers; ``path`` is named.
+    """
+    with naming_file(path, show_detail=False):
+        headers = _headers(list(files), path)
+        ordered, step = _placed(headers, path)
+    first = headers[ordered[0].path]
+    return DicomStack(
+        frames=tuple((piece.path, piece.frame) for piece in ordered),
+        shape=(int(first.Columns), int(first.Rows), len(ordered)),
+        affine=_affine(ordered, step),
+    )
+
+
+def _read_volume(files: list[Path], path: Path, expected_modality: str | Collection[str] | None) -> VolumeData:
+    headers = _headers(files, path, expected_modality)
+    ordered, step = _placed(headers, path)
     volume = _stack(ordered)
     affine = _affine(ordered, step)
+    codes = {str(header.get("Modality") or "") for header in headers.values()}
     unit = UNITS.get(codes.pop(), ARBITRARY) if len(codes) == 1 else ARBITRARY
     return to_canonical(volume.transpose(2, 1, 0), affine, unit, path, (*ordered[0].spacing[::-1], step))
 
 
-def _series_files(path: Path) -> list[Path]:
+def _headers(files: list[Path], path: Path, expected_modality: str | Collection[str] | None = None) -> dict[Path, Any]:
+    headers = {file: read_dataset(file, stop_before_pixels=True) for file in files}
+    for file, header in headers.items():
+        check_modality(header, expected_modality, file)
+    _check_one_series(headers, path)
+    return headers
+
+
+def _placed(headers: dict[Path, Any], path: Path) -> tuple[list[_Slice], float]:
+    """Slices by place and their distance in mm."""
+    slices = [piece for file, header in headers.items() for piece in _slices(file, header)]
+    ordered = _sort_slices(slices, path)
+    return ordered, _slice_step(ordered, headers[ordered[0].path])
+
+
+def series_files(path: Path) -> list[Path]:
+    """The DICOM files of a folder, or a file by itself.
+
+    Raises:
+        InputError: a folder without DICOM file.
+    """
     if path.is_file():
         return [path]
     files = sorted(entry for entry in path.iterdir() if entry.name.upper() != "DICOMDIR" and is_dicom(entry))

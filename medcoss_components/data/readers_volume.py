@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,20 +29,32 @@ def read_nifti(path: Path) -> VolumeData:
     Raises:
         InputError: missing, truncated or damaged file, not 3D, complex or colour voxels, NaN voxels, unusable affine.
     """
+    image, shape, affine = _open_nifti(path)
+    _require_scalar(image.get_data_dtype(), path)
+    with naming_file(path):
+        proxy = image.dataobj
+        raw = proxy.get_unscaled().reshape(shape)
+    values = rescale(raw, float(proxy.slope), float(proxy.inter))
+    return to_canonical(values, affine, ARBITRARY, path)
+
+
+def nifti_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray, tuple[int, int]]:
+    """Shape (X, Y, Z), LPS affine (4, 4) and the qform and sform codes of a NIfTI file, from its header alone."""
+    image, shape, affine = _open_nifti(path)
+    codes = (int(image.header.get("qform_code", 1)), int(image.header.get("sform_code", 1)))
+    return shape, affine, codes
+
+
+def _open_nifti(path: Path) -> tuple[Any, tuple[int, int, int], np.ndarray]:
+    """Image with unread voxels, its shape and its affine (file index -> LPS position in mm)."""
     import nibabel
 
     path = require_file(path)
     with naming_file(path, show_detail=False):
         image = nibabel.load(path, mmap=False)
         scale = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    _require_scalar(image.get_data_dtype(), path)
-    shape = _shape_3d(image.shape, path)
-    with naming_file(path):
-        proxy = image.dataobj
-        raw = proxy.get_unscaled().reshape(shape)
-    values = rescale(raw, float(proxy.slope), float(proxy.inter))
     affine = RAS_TO_LPS @ np.diag([scale, scale, scale, 1.0]) @ image.affine
-    return to_canonical(values, affine, ARBITRARY, path)
+    return image, shape_3d(image.shape, path), affine
 
 
 def read_itk(path: Path) -> VolumeData:
@@ -59,12 +72,27 @@ def read_itk(path: Path) -> VolumeData:
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise InputError(f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel, a volume has 1.")
     _require_scalar(array.dtype, path)
-    _shape_3d(image.GetSize(), path)
+    shape_3d(image.GetSize(), path)
+    return to_canonical(rescale(array.reshape(array.shape[-3:]), 1.0, 0.0).T, _itk_affine(image), ARBITRARY, path)
+
+
+def itk_grid(path: Path) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape (X, Y, Z) and LPS affine (4, 4) of an NRRD or MetaImage file, from its header alone."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(require_file(path)))
+    with naming_file(path, show_detail=False):
+        reader.ReadImageInformation()
+    return shape_3d(reader.GetSize(), path), _itk_affine(reader)
+
+
+def _itk_affine(image: Any) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()[:9] if image.GetDimension() == 3 else np.eye(3)).reshape(3, 3)
     affine[:3, :3] *= np.array(image.GetSpacing()[:3])
     affine[:3, 3] = image.GetOrigin()[:3]
-    return to_canonical(rescale(array.reshape(array.shape[-3:]), 1.0, 0.0).T, affine, ARBITRARY, path)
+    return affine
 
 
 def _require_scalar(dtype: np.dtype, path: Path) -> None:
@@ -72,11 +100,11 @@ def _require_scalar(dtype: np.dtype, path: Path) -> None:
         raise InputError(f"{path}: voxels must be real numbers, got {np.dtype(dtype)}. Convert the file.")
 
 
-def _shape_3d(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
+def shape_3d(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
     """(X, Y, Z) of a file's shape; trailing axes of length 1 do not count."""
     kept = tuple(int(size) for size in shape)
     while len(kept) > 3 and kept[-1] == 1:
         kept = kept[:-1]
     if len(kept) != 3 or min(kept) < 1:
         raise InputError(f"{path}: must be a 3D volume, got shape {tuple(shape)}. Give each time point a file.")
-    return kept
+    return kept[0], kept[1], kept[2]

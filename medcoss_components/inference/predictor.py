@@ -1,0 +1,209 @@
+"""What predicting classes and masks share: going through the cases, keeping what is finished, telling what failed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedEvaluator
+from monai.inferers import Inferer, SimpleInferer
+
+from medcoss_components._version import __version__
+from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.errors import InputError
+from medcoss_components.files import is_disk_full, remove_partial, write_json
+from medcoss_components.inference.cases import InferenceCase, InferenceLoader
+from medcoss_components.inference.discovery import without_paths
+from medcoss_components.inference.outputs import CasesFailedError, RunRecord, write_table
+from medcoss_components.progress import progress
+
+Row = dict[str, Any]
+
+
+class Predictor(SupervisedEvaluator):
+    """Runs a network over cases; subclasses say what becomes of one list of cases (:meth:`predict`).
+
+    Args:
+        device: where the network runs.
+        val_data_loader: the cases.
+        network: with its weights.
+        preprocessing: the ``TaskTransform`` of the training; its ``evaluation`` makes inputs of stored values.
+        output_dir: folder of all outputs; one that was begun with the same settings is gone on with.
+        settings: what else decides the outputs, as JSON values.
+        precision: float32, bf16 or fp16.
+        inferer: MONAI inferer that calls the network; None calls it once.
+        source_name: whether tables name each case's file below the input.
+        raise_on_failure: raise when cases failed, after all outputs are written.
+        val_handlers: further handlers.
+
+    Attributes:
+        rows: finished cases by identifier, as in ``predictions.csv``.
+        failures: (identifier, source, reason) of the cases that failed in this run.
+    """
+
+    task = ""
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        val_data_loader: InferenceLoader,
+        network: torch.nn.Module,
+        preprocessing: Any,
+        output_dir: str | Path,
+        settings: dict[str, Any],
+        precision: str = "bf16",
+        inferer: Inferer | None = None,
+        source_name: bool = True,
+        raise_on_failure: bool = True,
+        val_handlers: Sequence[Any] = (),
+    ) -> None:
+        device = torch.device(device)
+        self.precision = check_precision(precision, device)
+        self.loader, self.cases, self.preprocessing = val_data_loader, val_data_loader.cases, preprocessing
+        self.output_dir, self.source_name, self.raise_on_failure = Path(output_dir), source_name, raise_on_failure
+        self.settings, self.failures = settings, list[tuple[str, str, str]]()
+        self.record: RunRecord | None = None
+        self._bar: Any = None
+        super().__init__(
+            device=device,
+            val_data_loader=val_data_loader,
+            network=network.to(device),
+            inferer=SimpleInferer() if inferer is None else inferer,
+            val_handlers=list(val_handlers),
+            decollate=False,
+        )
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+
+    def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
+        """Predict a list of cases that were read, write their own files and give their columns after id and source."""
+        raise NotImplementedError
+
+    def summary(self) -> Row:
+        """What ``predictions.json`` says of the run besides its cases."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Finished cases, in the order of the input."""
+        known = self.record.rows if self.record else {}
+        return {source.id: known[source.id] for source in self.cases.sources if source.id in known}
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Predict every case that is not finished yet and write the tables.
+
+        Raises:
+            InputError: a folder that was begun with other settings.
+            CasesFailedError: when cases failed; the others are written.
+        """
+        self.record = RunRecord(self.output_dir, self._all_settings())
+        self.failures = []
+        for folder in (self.output_dir, self.output_dir / "masks", self.output_dir / "overlays"):
+            remove_partial(folder)
+        self.data_loader = self.loader.without(self.record.rows)
+        self.state.epoch_length = len(self.data_loader)
+        with progress(description="Predicting", total=len(self.cases), unit="case") as self._bar:
+            self._bar.update(len(self.rows))
+            if self.state.epoch_length:
+                super().run(global_epoch)
+        self._write_tables()
+        self._tell()
+
+    def _all_settings(self) -> Row:
+        cases = {"modality": self.cases.modality.to_dict(), "preparation": self.cases.settings}
+        words = None if self.cases.vocabulary is None else self.cases.vocabulary.hash
+        transform = getattr(self.preprocessing, "intensity", None)
+        own = {
+            "precision": self.precision,
+            "intensity": transform,
+            "source_name": self.source_name,
+            "vocabulary": words,
+            "network": weights_hash(self.network),
+        }
+        return {"format": 1, "task": self.task, **cases, **own, **self.settings}
+
+    def _iteration(self, engine: SupervisedEvaluator, batchdata: Any) -> Row:
+        cases: list[InferenceCase] = list(batchdata)
+        for case in cases:
+            if case.error is not None:
+                self._fail(case, case.error)
+        self._predict_all([case for case in cases if case.error is None])
+        return {"count": len(cases), "ids": [case.source.id for case in cases]}
+
+    def _predict_all(self, cases: list[InferenceCase]) -> None:
+        """Predict a list; when that fails, one by one, so that only the case at fault is lost."""
+        if not cases:
+            return
+        try:
+            self.network.eval()
+            with torch.inference_mode():
+                columns = list(self.predict(cases))
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            if len(cases) > 1:
+                for case in cases:
+                    self._predict_all([case])
+                return
+            self._fail(cases[0], str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
+            return
+        if self.record is not None:
+            self.record.add({**self._name(case), **row} for case, row in zip(cases, columns, strict=True))
+
+    def _name(self, case: InferenceCase) -> Row:
+        return {"id": case.source.id} | ({"source": case.source.source} if self.source_name else {})
+
+    def _fail(self, case: InferenceCase, reason: str) -> None:
+        paths = [*case.source.files, *([case.source.path] if case.source.path else [])]
+        self.failures.append((case.source.id, case.source.source, without_paths(" ".join(reason.split())[:500], paths)))
+
+    def _advance(self, engine: SupervisedEvaluator) -> None:
+        self._bar.update(self.state.output["count"])
+
+    def inputs(self, raw: torch.Tensor) -> torch.Tensor:
+        """What the network reads, from stored values, on its device."""
+        return self.preprocessing.evaluation(raw, self.state.device)
+
+    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits in float32."""
+        with autocast(self.precision, self.state.device):
+            logits = self.inferer(inputs, self.network)
+        return logits.float()
+
+    def _write_tables(self) -> None:
+        rows = list(self.rows.values())
+        failed = [dict(zip(("id", "source", "reason"), failure, strict=True)) for failure in self.failures]
+        skipped = [{"source": source, "reason": reason} for source, reason in self.cases.skipped]
+        if not self.source_name:
+            failed = [{"id": row["id"], "reason": row["reason"]} for row in failed]
+            skipped = [{"reason": row["reason"]} for row in skipped]
+        write_table(self.output_dir / "predictions.csv", rows)
+        write_table(self.output_dir / "failures.csv", failed)
+        write_table(self.output_dir / "skipped.csv", skipped)
+        head = {"format": 1, "version": __version__, "task": self.task, "modality": self.cases.modality.name}
+        document = head | self.summary() | {"cases": rows, "failed": failed, "skipped": skipped}
+        write_json(self.output_dir / "predictions.json", document)
+
+    def _tell(self) -> None:
+        left_out = f", left out {len(self.cases.skipped)} (skipped.csv)" if self.cases.skipped else ""
+        print(f"predicted {len(self.rows)} of {len(self.cases)} cases{left_out} -> {self.output_dir}/predictions.csv")
+        if self.failures and self.raise_on_failure:
+            raise CasesFailedError(
+                f"{self.output_dir}/failures.csv: {len(self.failures)} of {len(self.cases)} cases failed, the first "
+                f"({self.failures[0][0]}) because: {self.failures[0][2]}. The others are written; run the same "
+                "command again to try the failed ones once more."
+            )
+
+
+def weights_hash(network: torch.nn.Module) -> str:
+    """SHA-256 of a network's parameters and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
