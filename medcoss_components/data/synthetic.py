@@ -2,12 +2,14 @@
 
 Nothing here looks like a patient. An image item is one bright ellipse (2D) or ellipsoid (3D) inside a larger dim body;
 its centre, radii and label stand in ``geometry.json`` beside the manifest. A text item is a sentence of fixed clauses.
-Faults can be planted by name to test what the readers, the manifest check and the store do with them.
+For tasks, the class decides size and brightness or the words, or each image has a mask file of its ellipse, so that
+both can be learned from a few items. Faults can be planted by name to test what the readers, the manifest check and the
+store do with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from medcoss_components.data.modalities import Modality, get_modality
+from medcoss_components.data.regions import ANY, resolve_regions
 from medcoss_components.data.writers import write_dicom, write_dicom_series, write_nifti, write_picture
 from medcoss_components.errors import InputError
 from medcoss_components.files import write_json
@@ -41,7 +44,14 @@ VOLUME_LEVELS: dict[str, tuple[tuple[float, float, float], str]] = {
     "hounsfield": ((-1000.0, 40.0, 700.0), "HU"),
     "zscore": ((0.0, 400.0, 900.0), "a.u."),
 }
+PICTURE_LEVELS = (0.02, 0.4, 0.95)
 VOLUME_SPACING = (2.5, 1.0, 1.0)
+NUMBERS: dict[str, Callable[[int], float]] = {
+    "training": lambda index: 2 * index,
+    "validation": lambda index: 2 * index + 1,
+    "testing": lambda index: index + 0.5,
+}
+"""Split -> the number in the sentence of its index-th item, never the same twice in a data set."""
 SUBJECTS = ("The left lung", "The right lung", "The heart", "The aorta", "The liver", "The left kidney", "The spine")
 FINDINGS = {
     "small": ("shows a small opacity", "is slightly enlarged", "contains a tiny nodule", "has a faint calcification"),
@@ -71,61 +81,134 @@ def ellipse_mask(shape: Sequence[int], centre: Sequence[float], radii: Sequence[
     return np.asarray(distance <= 1.0)
 
 
-def draw_phantom(shape: Sequence[int], label: str, generator: np.random.Generator, spacing=None) -> Phantom:
-    """Draw an ellipse that lies inside the body; a "large" one has 1.5 to 2 times the radii of a "small" one."""
+def draw_phantom(
+    shape: Sequence[int], label: str, generator: np.random.Generator, spacing=None, *, rank: float | None = None
+) -> Phantom:
+    """Draw an ellipse that lies inside the body; a "large" one has 1.5 to 2 times the radii of a "small" one.
+
+    Args:
+        rank: size from 0 (small) to 1 (large); None reads it from ``label``.
+    """
     size = np.asarray(shape, dtype=float)
-    scale = 0.1 if label == LABELS[0] else 0.18
+    rank = float(label != LABELS[0]) if rank is None else rank
+    scale = 0.1 + 0.08 * rank
     radii = size * scale * generator.uniform(0.9, 1.1, len(size))
     centre = (size - 1) / 2 + size * generator.uniform(-0.12, 0.12, len(size))
     return Phantom(label, tuple(centre.round(3).tolist()), tuple(radii.round(3).tolist()), spacing)
 
 
+def shells(shape: Sequence[int], phantom: Phantom, count: int) -> np.ndarray:
+    """uint8 of ``shape``: 0 outside the ellipse, 1 to ``count`` from its outer shell to its core.
+
+    The k-th ellipse has ``1 - k / count`` of the radii (k from 0).
+    """
+    numbers: np.ndarray = np.zeros(tuple(shape), np.uint8)
+    for k in range(count):
+        radii = [radius * (1 - k / count) for radius in phantom.radii]
+        numbers[ellipse_mask(shape, phantom.centre, radii)] = k + 1
+    return numbers
+
+
 def render_phantom(
-    shape: Sequence[int], phantom: Phantom, levels: tuple[float, float, float], generator: np.random.Generator
+    shape: Sequence[int],
+    phantom: Phantom,
+    levels: tuple[float, float, float],
+    generator: np.random.Generator,
+    *,
+    count: int = 1,
 ) -> np.ndarray:
-    """Paint outside, body and ellipse at ``levels`` and add 2 % noise. Returns float32 of ``shape``."""
+    """Paint outside, body and ellipse at ``levels`` and add 2 % noise. Returns float32 of ``shape``.
+
+    Of ``count`` shells (:func:`shells`) each is brighter than the one around it, the core has the highest level.
+    """
     outside, body, bright = levels
     middle = [(size - 1) / 2 for size in shape]
     image: np.ndarray = np.full(tuple(shape), outside, np.float32)
     image[ellipse_mask(shape, middle, [0.42 * size for size in shape])] = body
-    image[ellipse_mask(shape, phantom.centre, phantom.radii)] = bright
+    numbers = shells(shape, phantom, count)
+    image[numbers > 0] = body + (bright - body) * numbers[numbers > 0] / count
     noise = generator.standard_normal(image.shape, dtype=np.float32) * 0.02 * (bright - outside)
     return np.clip(image + noise, min(levels), max(levels)).astype(np.float32)
 
 
-def synthetic_sentence(label: str, number: int, generator: np.random.Generator) -> str:
+def synthetic_sentence(label: str, number: float, generator: np.random.Generator) -> str:
     """One sentence of a subject, a finding that tells the label, an ending and ``number``, which makes it unique."""
-    parts = (SUBJECTS, FINDINGS[label], ENDINGS)
+    findings = FINDINGS.get(label) or [f"{verb} {label}" for verb in ("shows", "suggests", "is typical of")]
+    parts = (SUBJECTS, findings, ENDINGS)
     return " ".join(str(generator.choice(part)) for part in parts) + f", {number} mm."
 
 
 class _Writer:
     """Writes the items of one synthetic data set and remembers their geometry."""
 
-    def __init__(self, *, folder: Path, modality: Modality, seed: int, shape: Sequence[int] | None) -> None:
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        modality: Modality,
+        seed: int,
+        shape: Sequence[int] | None,
+        classes: Sequence[str] | None,
+        values: Sequence[int],
+    ) -> None:
         self.folder, self.modality, self.seed = folder, modality, seed
         default = (96, 80) if modality.dimension == 2 else (32, 64, 64)
         self.shape = tuple(shape or default)
+        self.labels, self.fade, self.values = tuple(classes or LABELS), classes is not None, tuple(values)
         self.geometry: dict[str, Phantom] = {}
 
     def item(self, split: str, index: int) -> dict[str, Any]:
-        label = LABELS[index % len(LABELS)]
+        label = self.labels[index % len(self.labels)]
         item_id = f"{split}-{index:03d}"
         generator = numpy_generator_for(self.seed, "synthetic", self.modality.name, split, index)
-        content = self._content(item_id, label, 2 * index + (split != "training"), generator)
-        return {"id": item_id, **content, "label": label, "group": f"group-{item_id}"}
+        content = self._content(item_id, label, NUMBERS[split](index), generator)
+        return {"id": item_id, **content, "label": content.get("label", label), "group": f"group-{item_id}"}
 
-    def _content(self, item_id: str, label: str, number: int, generator: np.random.Generator) -> dict[str, str]:
+    def _content(self, item_id: str, label: str, number: float, generator: np.random.Generator) -> dict[str, str]:
         if self.modality.dimension == 1:
             return {"text": synthetic_sentence(label, number, generator)}
         draw = self._picture if self.modality.dimension == 2 else self._volume
-        path = draw(item_id, label, generator)
-        return {"image": path.relative_to(self.folder).as_posix()}
+        paths = {"image": draw(item_id, label, generator)}
+        if self.values:
+            paths["label"] = self._mask(item_id)
+        return {key: path.relative_to(self.folder).as_posix() for key, path in paths.items()}
+
+    def _phantom(self, item_id: str, label: str, generator: np.random.Generator) -> Phantom:
+        spacing = VOLUME_SPACING if self.modality.dimension == 3 else None
+        phantom = draw_phantom(self.shape, label, generator, spacing, rank=self._rank(label))
+        self.geometry[item_id] = phantom
+        return phantom
+
+    def _rank(self, label: str) -> float:
+        """Place of a class among the classes, from 0 to 1."""
+        return self.labels.index(label) / max(1, len(self.labels) - 1)
+
+    def _render(
+        self, item_id: str, label: str, levels: tuple[float, float, float], generator: np.random.Generator
+    ) -> np.ndarray:
+        """The image of a phantom; with classes of the caller's, later ones are also brighter."""
+        phantom = self._phantom(item_id, label, generator)
+        outside, body, bright = levels
+        if self.fade:
+            bright = body + (bright - body) * (0.4 + 0.6 * self._rank(label))
+        count = max(1, len(self.values))
+        return render_phantom(self.shape, phantom, (outside, body, bright), generator, count=count)
+
+    def _mask(self, item_id: str) -> Path:
+        """Write the shells of the phantom's ellipse with the mask values in turn."""
+        numbers = shells(self.shape, self.geometry[item_id], len(self.values))
+        mask = np.asarray((0, *self.values), np.uint8)[numbers]
+        flat = self.modality.dimension == 2
+        path = self.folder / "masks" / f"{item_id}{'.png' if flat else '.nii.gz'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if flat:
+            write_picture(path, mask)
+        else:
+            write_nifti(path, mask, VOLUME_SPACING)
+        return path
 
     def _picture(self, item_id: str, label: str, generator: np.random.Generator) -> Path:
-        phantom = self.geometry[item_id] = draw_phantom(self.shape, label, generator)
-        levels = (0.02, 0.4, 0.95)
-        grey = render_phantom(self.shape, phantom, levels, generator)
+        grey = self._render(item_id, label, PICTURE_LEVELS, generator)
         path = self.folder / "files" / f"{item_id}.png"
         if self.modality.stored_channels == 1:
             write_picture(path, (grey * 65535).astype(np.uint16))
@@ -135,9 +218,8 @@ class _Writer:
         return path
 
     def _volume(self, item_id: str, label: str, generator: np.random.Generator) -> Path:
-        phantom = self.geometry[item_id] = draw_phantom(self.shape, label, generator, VOLUME_SPACING)
         levels, unit = VOLUME_LEVELS.get(self.modality.intensity, VOLUME_LEVELS["zscore"])
-        volume = render_phantom(self.shape, phantom, levels, generator)
+        volume = self._render(item_id, label, levels, generator)
         path = self.folder / "files" / f"{item_id}.nii.gz"
         write_nifti(path, volume.astype(np.int16) if unit == "HU" else volume, VOLUME_SPACING)
         return path
@@ -149,6 +231,9 @@ def synthetic_manifest(
     *,
     count: int = 8,
     validation: int | None = None,
+    testing: int = 0,
+    classes: Sequence[str] | None = None,
+    regions: Mapping[str, Sequence[int] | str] | None = None,
     seed: int = 0,
     shape: Sequence[int] | None = None,
     defects: Sequence[str] = (),
@@ -160,7 +245,13 @@ def synthetic_manifest(
 
     Args:
         modality: registered name, entry or its dictionary.
-        validation: number of validation items; None is a quarter of ``count``, at least 2.
+        validation: number of validation items; None is a quarter of ``count``, at least 2 and one of each class.
+        testing: number of testing items.
+        classes: names that the items are labelled with in turn. Later classes have larger and brighter ellipses;
+            sentences name their class.
+        regions: region -> its mask values, or "any" for every value that is not 0. The label of an item is then the
+            path of its mask file (``masks/<id>.png`` or ``.nii.gz``): the shells of the ellipse hold the values in
+            ascending order from outside inwards, so that {"liver": [1, 2], "tumour": [2]} is an organ with a core.
         shape: (H, W) or (Z, Y, X) of the files; None is (96, 80) or (32, 64, 64).
         defects: names from ``DEFECTS``; the k-th name spoils training item k (``training-000``, ``training-001``, ...).
         preparation: settings to carry in the manifest.
@@ -169,21 +260,25 @@ def synthetic_manifest(
         path of ``manifest.json``; ``geometry.json`` beside it maps image item ids to :class:`Phantom` fields.
 
     Raises:
-        InputError: for a defect that does not exist for the modality, or more defects than training items.
+        InputError: for a defect that does not exist for the modality, more defects than training items, classes that
+            are no different names, or mask values that are not 1 to 255.
     """
     entry = get_modality(modality)
     _check_defects(defects, entry, count)
+    values = _mask_values(classes, regions, entry)
     folder = Path(folder)
     (folder / "files").mkdir(parents=True, exist_ok=True)
-    writer = _Writer(folder=folder, modality=entry, seed=seed, shape=shape)
-    validation = max(2, count // 4) if validation is None else validation
+    writer = _Writer(folder=folder, modality=entry, seed=seed, shape=shape, classes=classes, values=values)
+    validation = max(2, count // 4, len(classes or ())) if validation is None else validation
     training = [writer.item("training", index) for index in range(count)]
     held_out = [writer.item("validation", index) for index in range(validation)]
+    tested = [writer.item("testing", index) for index in range(testing)]
     for index, name in enumerate(defects):
         _plant(name, index, training, held_out, folder, entry)
     write_json(folder / "geometry.json", {key: asdict(value) for key, value in writer.geometry.items()})
     reference = entry.name if isinstance(modality, str) else entry.to_dict()
-    document = _describe(entry, seed) | {"modality": reference, "training": training, "validation": held_out}
+    document = _describe(entry, seed) | {"modality": reference}
+    document |= {"training": training, "validation": held_out, "testing": tested}
     write_json(folder / "manifest.json", document | ({"preparation": dict(preparation)} if preparation else {}))
     return folder / "manifest.json"
 
@@ -199,6 +294,21 @@ def _describe(entry: Modality, seed: int) -> dict[str, Any]:
         "intensity_unit": VOLUME_LEVELS.get(entry.intensity, ((), "a.u."))[1],
         "testing": [],
     }
+
+
+def _mask_values(
+    classes: Sequence[str] | None, regions: Mapping[str, Sequence[int] | str] | None, entry: Modality
+) -> list[int]:
+    """The mask values that regions name, in ascending order; empty without regions."""
+    if classes is not None and (not classes or len(set(classes)) < len(classes)):
+        raise InputError(f"classes must be one or more different names, received {list(classes)}.")
+    if regions is None:
+        return []
+    if classes is not None or entry.dimension == 1:
+        raise InputError(f"regions: masks are for images and exclude classes; modality {entry.name!r}, {classes=}.")
+    named = {name: values for name, values in resolve_regions(regions).items() if regions[name] != ANY}
+    values = sorted({value for listed in named.values() for value in listed})
+    return values or [1]
 
 
 def _check_defects(defects: Sequence[str], entry: Modality, count: int) -> None:

@@ -48,11 +48,19 @@ def to_model_input(modality: Modality, raw: torch.Tensor) -> torch.Tensor:
         raise InputError(
             f"raw: samples of {modality.name} are stored as {tuple(modality.stored_shape)}, got {tuple(raw.shape[1:])}."
         )
-    if modality.intensity == "tokens":
-        return raw.to(torch.int64)
+    return raw.to(torch.int64) if modality.intensity == "tokens" else scale_to_input(modality, raw)
+
+
+def scale_to_input(modality: Modality, raw: torch.Tensor) -> torch.Tensor:
+    """Like :func:`to_model_input` for images of any spatial size: (B, stored C, *S) to (B, C, *S) float32."""
     inputs = raw.to(torch.float32)
     if (scale := INPUT_SCALES[modality.intensity]) != 1.0:
         inputs = inputs * scale
+    return repeat_channels(modality, inputs)
+
+
+def repeat_channels(modality: Modality, inputs: torch.Tensor) -> torch.Tensor:
+    """Repeat one stored channel where the model wants several."""
     channels = modality.input_shape[0]
     return inputs if inputs.shape[1] == channels else inputs.repeat(1, channels, *[1] * (inputs.ndim - 2))
 

@@ -11,10 +11,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from medcoss_components.data.cases import CaseGeometry, prepare_case, resolve_case_preparation
+from medcoss_components.data.cases import CaseGeometry, case_settings, prepare_case, resolve_case_preparation
 from medcoss_components.data.manifest import Item
 from medcoss_components.data.modalities import Modality, get_modality
-from medcoss_components.data.preparation import encode_texts, image_samples, resolve_preparation, volume_samples
+from medcoss_components.data.preparation import (
+    classification_layer,
+    encode_texts,
+    image_samples,
+    resolve_preparation,
+    volume_samples,
+)
 from medcoss_components.data.readers import read_image, read_volume
 from medcoss_components.data.readers_common import ImageData, VolumeData
 from medcoss_components.data.readers_series import read_dicom_files
@@ -94,8 +100,12 @@ class InferenceCases(Dataset):
         self.vocabulary = _vocabulary(self.modality, vocabulary)
         found = find_cases(input, modality=self.modality, columns=columns, dataset_dir=dataset_dir, split=split)
         self.sources, self.skipped = found.cases, found.skipped
-        resolve = resolve_preparation if kind == "classification" else resolve_case_preparation
-        self.settings = resolve(self.modality, found.preparation, preparation)
+        if kind == "classification":  # volumes are taken whole unless somebody says how to cut them
+            layer = classification_layer(self.modality, found.preparation, preparation)
+            self.settings = resolve_preparation(self.modality, found.preparation, layer)
+        else:
+            stored = case_settings(self.modality, found.preparation)
+            self.settings = resolve_case_preparation(self.modality, stored, preparation)
 
     def __len__(self) -> int:
         return len(self.sources)

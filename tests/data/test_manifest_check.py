@@ -144,3 +144,42 @@ def test_long_lists_are_cut(tmp_path):
     items = [Item(f"t{n}", text=f"text {n % 5}", group=f"g{n}") for n in range(10)]
     (problem,) = check_manifest(make(tmp_path, items, modality="report"))
     assert problem.where == "items t0, t1, t2 and 2 more"
+
+
+class TestMasks:
+    @pytest.fixture
+    def masked(self, tmp_path):
+        """Three films with masks: values 1, 1 and 2 in training, 3 in validation."""
+        items = []
+        for number, value in enumerate((1, 1, 2, 3)):
+            save_png(tmp_path / f"{number}.png", seed=number)
+            mask = np.zeros((24, 32), np.uint8)
+            mask[3:9, 5:12] = value
+            Image.fromarray(mask).save(tmp_path / f"{number}_mask.png")
+            items.append(Item(f"i{number}", Path(f"{number}.png"), None, f"{number}_mask.png", f"g{number}"))
+        return items
+
+    def test_in_order(self, tmp_path, masked):
+        problems = check_manifest(make(tmp_path, masked[:3]), workers=2)
+        assert [str(problem) for problem in problems] == [
+            "info: mask-values: training: 0: 3 items, 1: 2 items, 2: 1 items"
+        ]
+
+    def test_values_that_training_lacks(self, tmp_path, masked):
+        problems = check_manifest(make(tmp_path, masked[:3], masked[3:]))
+        assert rules(problems) == ["mask-value-unknown", "mask-values", "mask-values"]
+        assert "no training item has: 3" in problems[0].message
+
+    def test_missing_and_outside(self, tmp_path, masked):
+        (tmp_path / "0_mask.png").unlink()
+        outside = Item("o", Path("1.png"), None, "../elsewhere.png", "g")
+        problems = check_manifest(make(tmp_path, [masked[0], outside]))
+        assert rules(problems, "error") == ["missing-mask", "missing-mask"]
+        assert rules(problems, "warning") == ["path-outside"]
+
+    def test_another_grid_and_no_mask(self, tmp_path, masked):
+        Image.fromarray(np.zeros((24, 30), np.uint8)).save(tmp_path / "0_mask.png")
+        (tmp_path / "1_mask.png").write_bytes(b"x")
+        problems = check_manifest(make(tmp_path, masked[:3]))
+        assert rules(problems, "error") == ["bad-mask", "bad-mask"]
+        assert "(24, 30), its image (24, 32)" in problems[0].message

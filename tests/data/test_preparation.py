@@ -354,3 +354,42 @@ class TestFiles:
         sample = self.prepare(path.parent / "files" / "training-000.png", modality)[0][0]
         found = np.argwhere(sample > 200).mean(0)
         assert np.allclose(found, [(centre + 0.5) / 2 - 0.5 for centre in geometry["centre"]], atol=0.7)
+
+
+class TestWholeVolumes:
+    def test_settings(self):
+        assert "depth" not in resolve_preparation(CT)
+        assert resolve_preparation(CT, {"depth": "slabs"}) == resolve_preparation(CT)
+        assert resolve_preparation(MRI, {"depth": "whole"})["middle"] == 1.0
+        assert resolve_preparation(MRI, {"depth": "whole", "middle": 0.5})["middle"] == 0.5
+        with pytest.raises(InputError, match="depth='half' of modality ct: must be one of slabs, whole"):
+            resolve_preparation(CT, {"depth": "half"})
+
+    def test_one_sample_of_all_slices(self):
+        (sample,) = volumes(position_volume((8, 6, 8), 0) * 10, depth="whole")
+        assert sample.shape == (1, 4, 6, 8) and sample.dtype == np.int16
+        assert sample[0, :, 0, 0].tolist() == pytest.approx([7, 25, 45, 63], abs=2)  # means of pairs, smoothed
+
+    def test_few_slices_grow(self):
+        (sample,) = volumes(position_volume((2, 6, 8), 0) * 100, depth="whole")
+        assert sample[0, :, 0, 0].tolist() == [0, 25, 75, 100]
+        with pytest.raises(InputError, match="has 1 slices in this direction, at least 2"):
+            volumes(np.zeros((1, 6, 8), np.int16), depth="whole")
+
+    def test_middle_and_orientations(self):
+        (sample,) = volumes(position_volume((8, 6, 8), 0) * 10, depth="whole", middle=0.5)
+        assert sample[0, :, 0, 0].tolist() == [20, 30, 40, 50]
+        both = volumes(position_volume((8, 6, 8), 0), depth="whole", orientations=["axial", "coronal"])
+        assert [sample.shape for sample in both] == [(1, 4, 6, 8)] * 2
+
+    def test_chunks_change_nothing(self, monkeypatch):
+        array = np.random.default_rng(0).normal(0, 300, (40, 6, 8)).astype(np.float32)
+        (whole,) = volumes(array, modality=MRI, depth="whole")
+        monkeypatch.setattr("medcoss_components.data.preparation.CHUNK", 7)
+        assert np.array_equal(volumes(array, modality=MRI, depth="whole")[0], whole)
+        assert abs(float(whole.astype(np.float32).mean())) < 0.01
+
+    def test_ids(self):
+        assert not gives_several(CT, resolve_preparation(CT, {"depth": "whole"}))
+        assert gives_several(CT, resolve_preparation(CT, {"depth": "whole", "orientations": ["axial", "coronal"]}))
+        assert gives_several(CT, resolve_preparation(CT))

@@ -139,3 +139,76 @@ def test_monochrome1_dicom_is_inverted_on_reading(tmp_path):
     write_dicom(tmp_path / "film.dcm", picture, modality="CR", PhotometricInterpretation="MONOCHROME1")
     array = np.asarray(read_image(tmp_path / "film.dcm").array, dtype=np.int64)
     np.testing.assert_array_equal(array - array.min(), 65535 - picture.astype(np.int64))
+
+
+class TestTasks:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_classes_are_the_labels_in_turn(self, tmp_path, name):
+        path = synthetic_manifest(tmp_path, name, count=4, validation=1, testing=2, classes=("a", "b", "c"))
+        manifest = read_manifest(path)
+        assert [item.label for item in manifest.training] == ["a", "b", "c", "a"]
+        assert manifest.counts == {"training": 4, "validation": 1, "testing": 2}
+        assert (
+            len({item.group for split in ("training", "validation", "testing") for item in manifest.items(split)}) == 7
+        )
+
+    def test_validation_has_every_class(self, tmp_path):
+        manifest = read_manifest(synthetic_manifest(tmp_path, "report", count=4, classes=("a", "b", "c")))
+        assert [item.label for item in manifest.validation] == ["a", "b", "c"]
+
+    def test_later_classes_are_larger_and_brighter(self, tmp_path):
+        """16 bit, body 0.4, ellipse 0.4 + 0.55 * (0.4, 1) for two classes, noise of 2 %; radii 0.1 and 0.18 of 50."""
+        manifest = read_manifest(synthetic_manifest(tmp_path, "xray", count=2, shape=(50, 50), classes=("a", "b")))
+        geometry = read_json(tmp_path / "geometry.json")
+        for item, level, radius in zip(manifest.training, (0.62, 0.95), (5, 9), strict=True):
+            known = geometry[item.id]
+            inside = ellipse_mask((50, 50), known["centre"], known["radii"])
+            assert read_image(item.image).array[inside].mean() / 65535 == pytest.approx(level, abs=0.02)
+            assert known["radii"] == pytest.approx([radius, radius], rel=0.1)
+
+    def test_sentences_name_their_class_and_are_different(self, tmp_path):
+        manifest = read_manifest(synthetic_manifest(tmp_path, "report", count=8, testing=8, classes=("METHODS", "AIM")))
+        items = [item for split in ("training", "validation", "testing") for item in manifest.items(split)]
+        assert all(item.label in item.text for item in items)
+        assert len({item.text for item in items}) == len(items)
+
+    @pytest.mark.parametrize(("name", "shape"), [("xray", (30, 42)), ("pathology", (30, 42)), ("ct", (10, 20, 28))])
+    def test_masks_hold_the_ellipse_and_its_core(self, tmp_path, name, shape):
+        regions = {"organ": [3, 7], "core": [7]}
+        manifest = read_manifest(synthetic_manifest(tmp_path, name, count=1, shape=shape, regions=regions))
+        assert [p for p in check_manifest(manifest, workers=1) if p.severity == "error"] == []
+        geometry = read_json(tmp_path / "geometry.json")["training-000"]
+        label = manifest.training[0].label
+        mask = read_image(tmp_path / label).array if len(shape) == 2 else read_volume(tmp_path / label).array
+        outer = ellipse_mask(shape, geometry["centre"], geometry["radii"])
+        core = ellipse_mask(shape, geometry["centre"], [radius / 2 for radius in geometry["radii"]])
+        np.testing.assert_array_equal(mask, 3 * outer + 4 * core)
+
+    def test_core_is_brighter_than_its_shell(self, tmp_path):
+        """CT levels: body 40, ellipse 700; of two shells the outer one lies half way at 370."""
+        synthetic_manifest(tmp_path, "ct", count=1, shape=(16, 40, 40), regions={"organ": [1, 2], "core": [2]})
+        volume = read_volume(tmp_path / "files" / "training-000.nii.gz").array
+        mask = read_volume(tmp_path / "masks" / "training-000.nii.gz").array
+        assert volume[mask == 1].mean() == pytest.approx(370, abs=15)
+        assert volume[mask == 2].mean() == pytest.approx(680, abs=20)  # noise above 700 is cut off
+
+    def test_any_is_one_value(self, tmp_path):
+        synthetic_manifest(tmp_path, "xray", count=1, regions={"infection": "any"})
+        assert set(np.unique(read_image(tmp_path / "masks" / "training-000.png").array)) == {0, 1}
+
+    @pytest.mark.parametrize(
+        ("name", "given", "shown"),
+        [
+            ("xray", {"classes": ("a", "a")}, r"\['a', 'a'\]"),
+            ("xray", {"classes": ()}, r"received \[\]"),
+            ("report", {"regions": {"a": "any"}}, "'report'"),
+            ("xray", {"regions": {"a": "any"}, "classes": ("a",)}, r"classes=\('a',\)"),
+            ("xray", {"regions": {"a": "all"}}, "'all'"),
+            ("xray", {"regions": {}}, "got {}"),
+            ("ct", {"regions": {"a": [0, 1]}}, r"got \[0, 1\]"),
+        ],
+    )
+    def test_refusals(self, tmp_path, name, given, shown):
+        with pytest.raises(InputError, match=shown):
+            synthetic_manifest(tmp_path, name, **given)
+        assert list(tmp_path.iterdir()) == []

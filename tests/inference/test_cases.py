@@ -26,9 +26,9 @@ def test_tiles_and_slabs_are_several_samples(tmp_path, find, nifti, ball):
     tiled = find(tmp_path / "a.png", "xray", preparation={"tile": [8, 12]})
     assert tiled[0].raw.shape == (4, 1, 8, 12)
     nifti(tmp_path / "v.nii.gz", ball)
-    assert find(tmp_path / "v.nii.gz")[0].raw.shape == (2, 1, 4, 6, 8)
-    whole = find(tmp_path / "v.nii.gz", preparation={"depth": "whole"})
-    assert whole[0].raw.shape == (1, 1, 4, 6, 8)
+    slabs = find(tmp_path / "v.nii.gz", preparation={"depth": "slabs"})
+    assert slabs[0].raw.shape == (2, 1, 4, 6, 8)
+    assert find(tmp_path / "v.nii.gz")[0].raw.shape == (1, 1, 4, 6, 8)  # as training does: the whole volume
 
 
 def test_volume_for_segmentation(tmp_path, find, nifti, ball):

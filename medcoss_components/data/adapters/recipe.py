@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medcoss_components.data.manifest import Item
 from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_json
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 ADAPTER_PREFIX = "medcoss_components.data.adapters."
+SAMPLE_PREFIX, TASK_PREFIX = "sample_", "sample_task_"
+TASKS = "tasks"
 Conversion = dict[str, list[Item]]
 
 
@@ -76,7 +81,7 @@ class Recipe:
     expected: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """Build a recipe from the YAML content.
 
         Raises:
@@ -92,6 +97,11 @@ class Recipe:
             raise InputError(
                 f"recipe {content.get('name', '?')!r}: {error}. Compare it with a shipped recipe."
             ) from error
+
+    @property
+    def folder(self) -> str:
+        """Where below the root of the sample the data set lies."""
+        return self.modality
 
     @property
     def hash(self) -> str:
@@ -112,12 +122,65 @@ class Recipe:
             raise InputError(f"recipe {self.name}: no adapter module {self.adapter!r}.") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskRecipe(Recipe):
+    """How one labelled task of the sample is made.
+
+    Args:
+        task: "classification" or "segmentation".
+        classes: class names in order, for a classification.
+        regions: region -> its values in the mask files, or "any" for every value but 0; for a segmentation.
+
+    Raises:
+        InputError: another task, or classes and regions that do not fit it.
+    """
+
+    task: str
+    classes: tuple[str, ...] = ()
+    regions: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        kinds = {"classification": (True, False), "segmentation": (False, True)}
+        if kinds.get(self.task) != (bool(self.classes), bool(self.regions)):
+            raise InputError(
+                f"recipe {self.name}: a classification has classes, a segmentation has regions; got task {self.task!r} "
+                f"with classes {list(self.classes)} and regions {self.regions}."
+            )
+
+    @property
+    def folder(self) -> str:
+        """Where below the root of the sample the task lies."""
+        return f"{TASKS}/{self.name}"
+
+    def check_labels(self, items: Conversion) -> None:
+        """Require that every split of a classification has every class and no other label.
+
+        Raises:
+            InputError: a split with other labels; both sets are shown.
+        """
+        for split, entries in items.items() if self.task == "classification" else ():
+            if (found := {item.label for item in entries}) != set(self.classes):
+                raise InputError(
+                    f"recipe {self.name}: {split} must have the classes {sorted(self.classes)}, got {sorted(found)}."
+                )
+
+
 def read_recipe(path: str | Path) -> Recipe:
-    """Read one recipe file.
+    """Read one recipe file; see :func:`read_task_recipe` for those of labelled tasks.
 
     Raises:
         InputError: missing file, broken YAML, or a content that is no recipe; the message names the file.
     """
+    return Recipe.from_dict(_read_content(path))
+
+
+def read_task_recipe(path: str | Path) -> TaskRecipe:
+    """Read the recipe file of a labelled task; raises as :func:`read_recipe` does."""
+    return TaskRecipe.from_dict(_read_content(path))
+
+
+def _read_content(path: str | Path) -> dict[str, Any]:
     import yaml
 
     path = Path(path)
@@ -129,14 +192,24 @@ def read_recipe(path: str | Path) -> Recipe:
         raise InputError(f"{path}: not a YAML file ({error}).") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: a recipe is a mapping, got {type(content).__name__}.")
-    return Recipe.from_dict(content)
+    return content
 
 
-def shipped_recipes(prefix: str = "sample_") -> dict[str, Recipe]:
-    """The recipes in the package whose file name starts with ``prefix``, by modality, in the order of the stages."""
+def shipped_recipes() -> dict[str, Recipe]:
+    """The recipes of the sample for pre-training in the package, by modality, in the order of the stages."""
     from medcoss_components.data.modalities import MODALITIES
 
-    folder = resources.files("medcoss_components.data").joinpath("recipes")
-    found = [read_recipe(Path(str(entry))) for entry in folder.iterdir() if entry.name.startswith(prefix)]
     order = list(MODALITIES)
+    found = [read_recipe(path) for path in _recipe_files() if not path.name.startswith(TASK_PREFIX)]
     return {recipe.modality: recipe for recipe in sorted(found, key=lambda recipe: order.index(recipe.modality))}
+
+
+def shipped_tasks() -> dict[str, TaskRecipe]:
+    """The recipes of the sample's labelled tasks in the package, by name."""
+    found = [read_task_recipe(path) for path in _recipe_files() if path.name.startswith(TASK_PREFIX)]
+    return {recipe.name: recipe for recipe in sorted(found, key=lambda recipe: recipe.name)}
+
+
+def _recipe_files() -> Iterable[Path]:
+    folder = resources.files("medcoss_components.data").joinpath("recipes")
+    return (Path(str(entry)) for entry in folder.iterdir() if entry.name.startswith(SAMPLE_PREFIX))

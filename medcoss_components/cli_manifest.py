@@ -1,0 +1,139 @@
+"""``medcoss manifest build`` and ``medcoss manifest show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from medcoss_components.data.manifest_building import Built
+
+_SHOWN, _NAMED = 20, 3
+
+
+def manifest_build(
+    root: Annotated[Path, typer.Argument(help="Folder of the files; of texts also one file.")],
+    out: Annotated[Path, typer.Argument(help="Manifest to write (JSON); paths in it count from its folder.")],
+    kind: Annotated[str, typer.Option("--from", help="images, volumes (nifti), dicom or texts (csv).")],
+    modality: Annotated[str, typer.Option(help="Registered modality: report, xray, ct, mri, pathology, ...")],
+    labels: Annotated[Path | None, typer.Option(help="CSV with columns file, label and, better, patient.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of masks named like the images.")] = None,
+    mask_suffix: Annotated[str, typer.Option(help="What masks have behind the image's name, such as _mask.")] = "",
+    key_column: Annotated[
+        str | None, typer.Option(help="Column that names the files; default: file, series, study, patient or id.")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="Column of the label.")] = "label",
+    group_column: Annotated[str | None, typer.Option(help="Column of the patient; default: patient.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column that fixes each row's split.")] = None,
+    text_column: Annotated[str, typer.Option(help="Of texts.")] = "text",
+    id_column: Annotated[str, typer.Option(help="Of texts.")] = "id",
+    group_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression; its bracket in the path is the patient.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Percent of training/validation/testing, by patient.")] = "70/10/20",
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    duplicates: Annotated[
+        str | None, typer.Option(help="Equal contents: refuse (default), drop, or keep (default of texts).")
+    ] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Keep items without a label or mask.")] = False,
+    series: Annotated[str, typer.Option(help="DICOM volumes: largest axial series of a study, or all.")] = "largest",
+    minimum_slices: Annotated[int, typer.Option(help="DICOM volumes: leave shorter series out.")] = 8,
+    sort_into: Annotated[
+        Path | None, typer.Option(help="Folder for links, one folder per DICOM series, where series are mixed.")
+    ] = None,
+    exclude: Annotated[
+        list[Path] | None, typer.Option(help="File or folder below ROOT to pass over; may be given several times.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the data set; default: from OUT.")] = "",
+    data_version: Annotated[str, typer.Option(help="Change it when files change under the same names.")] = "1",
+    licence: Annotated[str, typer.Option(help="Terms of the data.")] = "not stated",
+    source: Annotated[str, typer.Option(help="Where the data come from.")] = "own data",
+    contact_sheet: Annotated[Path | None, typer.Option(help="PNG with some items, to look at.")] = None,
+) -> None:
+    """Make a manifest of a folder: pair files with labels or masks, split by patient, refuse copies.
+
+    Patient identifiers are hashed. What was left out stands, with reasons, in OUT's .build.json.
+
+    Example: medcoss manifest build films films/manifest.json --from images --modality xray --labels films/labels.csv
+    """
+    from medcoss_components.data.manifest_building import OwnData, build_manifest
+
+    written = tuple(filter(None, (contact_sheet,)))
+    data = OwnData(
+        root=root, kind=kind, modality=modality, labels=labels, masks=masks, mask_suffix=mask_suffix,
+        key_column=key_column, label_column=label_column, group_column=group_column, split_column=split_column,
+        text_column=text_column, id_column=id_column, group_pattern=group_pattern, split=_shares(split), seed=seed,
+        duplicates=duplicates, unlabelled=unlabelled, series=series, minimum_slices=minimum_slices,
+        sort_into=sort_into, exclude=(*(exclude or ()), *written), name=name, version=data_version, licence=licence,
+        source=source,
+    )  # fmt: skip
+    built = build_manifest(data, out)
+    _print_built(built)
+    if contact_sheet is not None:
+        _draw_sheet(built, contact_sheet, seed)
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    from medcoss_components.errors import InputError
+
+    try:
+        training, validation, testing = (float(part) for part in text.split("/"))
+    except ValueError:
+        raise InputError(f"split: must be three numbers such as 70/10/20, got {text!r}.") from None
+    return training, validation, testing
+
+
+def _print_built(built: Built) -> None:
+    from medcoss_components.data.manifest_summary import describe
+
+    print(describe(built.manifest))
+    by_reason: dict[str, list[str]] = {}
+    for entry in built.left_out:
+        by_reason.setdefault(entry.reason, []).append(entry.where)
+    for reason, places in list(by_reason.items())[:_SHOWN]:
+        more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+        print(f"left out: {', '.join(places[:_NAMED])}{more}: {reason}")
+    if len(by_reason) > _SHOWN:
+        print(f"left out: for {len(by_reason) - _SHOWN} more reasons, all in {built.path.stem}.build.json")
+    for note in built.notes:
+        print(f"note: {note}")
+    total = sum(built.manifest.counts.values())
+    print(f"{built.path}: {total} items, {len(built.left_out)} left out; next: medcoss manifest check {built.path}")
+
+
+def _draw_sheet(built: Built, path: Path, seed: int) -> None:
+    from medcoss_components.tracking.contact_sheet import manifest_sheet, sheet_lines
+
+    for line in sheet_lines(manifest_sheet(built.manifest, path, seed=seed)):
+        print(f"contact sheet: {line}")
+    print(f"contact sheet: {path} (shows images of the data set; treat it like the data)")
+
+
+def manifest_show(
+    path: Annotated[Path, typer.Argument(help="Manifest (JSON).")],
+    dataset_dir: Annotated[Path | None, typer.Option(help="Folder that the items' paths start from.")] = None,
+    contact_sheet: Annotated[Path | None, typer.Option(help="PNG with some items, to look at.")] = None,
+) -> None:
+    """Count what a manifest lists: items and groups per split and label. Files are not opened without a sheet.
+
+    Example: medcoss manifest show sample_data/ct/manifest.json --contact-sheet ct.png
+    """
+    from medcoss_components.data.manifest import read_manifest
+    from medcoss_components.data.manifest_summary import describe
+
+    manifest = read_manifest(path, dataset_dir=dataset_dir)
+    print(describe(manifest))
+    if contact_sheet is not None:
+        from medcoss_components.tracking.contact_sheet import manifest_sheet, sheet_lines
+
+        for line in sheet_lines(manifest_sheet(manifest, contact_sheet)):
+            print(f"contact sheet: {line}")
+        print(f"contact sheet: {contact_sheet}")
+
+
+def attach(group: typer.Typer) -> None:
+    """Add the commands to the group ``medcoss manifest``."""
+    group.command("build")(manifest_build)
+    group.command("show")(manifest_show)

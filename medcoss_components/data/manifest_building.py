@@ -1,0 +1,359 @@
+"""A manifest of one's own files: find, label, group, look for copies, split by patient, write, list what was left out.
+
+files + labels.csv or masks --(medcoss manifest build)--> manifest.json, manifest.build.json --(manifest check)-->
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from medcoss_components.data.adapters.own_data import Findings, Found, LeftOut, find_images, find_texts, find_volumes
+from medcoss_components.data.adapters.own_dicom import MINIMUM_SLICES, RULES, find_dicom
+from medcoss_components.data.copies import DUPLICATES, without_copies
+from medcoss_components.data.group_split import split_groups
+from medcoss_components.data.identifiers import hash_identifier, identifier_salt
+from medcoss_components.data.manifest import SPLITS, Item, Manifest, write_manifest
+from medcoss_components.data.manifest_summary import label_name, summary
+from medcoss_components.data.modalities import Modality, get_modality
+from medcoss_components.data.own_labels import with_labels, with_masks
+from medcoss_components.errors import InputError
+from medcoss_components.files import write_json
+
+DIMENSIONS = {"images": (2,), "volumes": (3,), "dicom": (2, 3), "texts": (1,)}
+"""Kind of source -> dimensions of the modalities that it can serve."""
+ALIASES = {"nifti": "volumes", "csv": "texts"}
+UNITS = {"hounsfield": "HU", "tokens": "text"}
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnData:
+    """What to make a manifest of, and how.
+
+    Args:
+        root: folder of the files; of texts also a single file.
+        kind: "images" (PNG, JPEG, BMP, TIFF), "volumes" (NIfTI, NRRD, MetaImage), "dicom" or "texts" (CSV, TSV, JSON
+            lines, PubMed XML).
+        modality: registered name or entry.
+        labels: table of labels, see :func:`~medcoss_components.data.label_table.read_label_table`.
+        masks: folder of mask files named like the images.
+        mask_suffix: what the masks' names have behind the image's, such as ``_mask``.
+        key_column, label_column, group_column, split_column: columns of the table; of texts, of the file itself.
+        text_column, id_column: of texts.
+        group_pattern: regular expression whose first group, searched in the relative path, is the patient.
+        split: shares of training, validation and testing.
+        seed: of the split.
+        duplicates: what happens to items of equal content: "refuse", "drop" (the first stays) or "keep"; None refuses
+            files and keeps texts.
+        unlabelled: keep what has no label, for pre-training.
+        series, minimum_slices, sort_into: of DICOM volumes, see
+            :func:`~medcoss_components.data.adapters.own_dicom.find_dicom`.
+        exclude: files and folders below ``root`` that are none of it.
+        name, version, licence, source: header of the manifest.
+
+    Raises:
+        InputError: a kind that does not fit the modality, labels and masks at once, or a setting outside its range.
+    """
+
+    root: Path
+    kind: str
+    modality: str | Mapping[str, Any] | Modality
+    labels: Path | None = None
+    masks: Path | None = None
+    mask_suffix: str = ""
+    key_column: str | None = None
+    label_column: str = "label"
+    group_column: str | None = None
+    split_column: str | None = None
+    text_column: str = "text"
+    id_column: str = "id"
+    group_pattern: str | None = None
+    split: tuple[float, float, float] = (70, 10, 20)
+    seed: int = 0
+    duplicates: str | None = None
+    unlabelled: bool = False
+    series: str = RULES[0]
+    minimum_slices: int = MINIMUM_SLICES
+    sort_into: Path | None = None
+    exclude: tuple[Path, ...] = ()
+    name: str = ""
+    version: str = "1"
+    licence: str = "not stated"
+    source: str = "own data"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", ALIASES.get(self.kind, self.kind))
+        object.__setattr__(self, "modality", get_modality(self.modality))
+        if self.kind not in DIMENSIONS:
+            raise InputError(f"from: must be one of {', '.join((*DIMENSIONS, *ALIASES))}, got {self.kind!r}.")
+        if self.entry.dimension not in DIMENSIONS[self.kind]:
+            fitting = ", ".join(kind for kind, sizes in DIMENSIONS.items() if self.entry.dimension in sizes)
+            raise InputError(
+                f"from: {self.kind!r} does not fit the {self.entry.dimension}D {self.entry.name}; use {fitting}."
+            )
+        if self.labels is not None and self.masks is not None:
+            raise InputError("labels, masks: give one of both; a task is a classification or a segmentation.")
+        if self.masks is not None and self.kind == "texts":
+            raise InputError("masks: texts have none. Give labels.")
+        if self.masks is not None and not self.mask_suffix and self.masks.absolute() == self.root.absolute():
+            raise InputError(f"masks: {self.masks} is the folder of the images; tell them apart with --mask-suffix.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        if len(self.split) != len(SPLITS) or min(self.split) < 0 or self.split[0] <= 0:
+            raise InputError(
+                f"split: must be shares of training, validation and testing such as 70/10/20, got {self.split}."
+            )
+        if self.duplicates not in (None, *DUPLICATES):
+            raise InputError(f"duplicates: must be one of {', '.join(DUPLICATES)}, got {self.duplicates!r}.")
+        if self.group_pattern is not None and _pattern(self.group_pattern).groups < 1:
+            raise InputError(f"group_pattern: must have a group in brackets, got {self.group_pattern!r}.")
+
+    @property
+    def entry(self) -> Modality:
+        """The modality's entry."""
+        return get_modality(self.modality)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A written manifest, what was left out of it, and what to know about it."""
+
+    path: Path
+    manifest: Manifest
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+
+def build_manifest(data: OwnData, path: str | Path) -> Built:
+    """Write a manifest of one's own files, and ``<name>.build.json`` beside it: counts and what was left out.
+
+    Identifiers of patients are hashed with the site's salt; ids of items are hashes of their places. Paths, and the
+    texts of text items, stand in the manifest as they are.
+
+    Args:
+        data: what to read.
+        path: the JSON file; paths in it count from its folder.
+
+    Raises:
+        InputError: nothing to put into the manifest, a patient in two splits of the table, equal contents (unless they
+            are dropped or kept), or fewer patients than splits.
+    """
+    path = Path(path)
+    written = (path, _record_path(path), *path.parent.glob(f"{escape(path.stem)}.items-*.parquet"))
+    found, left = FINDERS[data.kind](replace(data, exclude=(*data.exclude, *written)))
+    found, more = _labelled(data, found, path.parent)
+    left += more
+    found, more = _grouped(data, found)
+    left += more
+    rule = data.duplicates or ("keep" if data.kind == "texts" else "refuse")
+    found, more, notes = without_copies(found, rule=rule, by_label=data.masks is None)
+    left += more
+    if not found:
+        raise InputError(f"{data.root}: nothing for a manifest is left. Left out: {_reasons(left)}.")
+    notes += _group_notes(found)
+    salt = identifier_salt()
+    groups = [hash_identifier(item.patient or f"own {item.name}", salt) for item in found]
+    splits = _splits(data, found, groups)
+    manifest = _manifest(data, path, _items(found, groups, salt), splits)
+    write_manifest(manifest, path)
+    built = Built(path, manifest, tuple(left), (*notes, *_label_notes(data, manifest)))
+    write_json(_record_path(path), _record(data, built))
+    return built
+
+
+def _find_dicom(data: OwnData) -> Findings:
+    return find_dicom(
+        data.root,
+        modality=data.entry,
+        series=data.series,
+        minimum_slices=data.minimum_slices,
+        sort_into=data.sort_into,
+        exclude=_beside(data),
+    )
+
+
+def _find_texts(data: OwnData) -> Findings:
+    columns = {"id": data.id_column, "text": data.text_column}
+    if data.labels is None:
+        columns |= {"label": data.label_column} | ({"group": data.group_column} if data.group_column else {})
+    return find_texts(data.root, columns=columns, exclude=_beside(data))
+
+
+FINDERS: dict[str, Callable[[OwnData], Findings]] = {
+    "images": lambda data: find_images(data.root, exclude=_beside(data)),
+    "volumes": lambda data: find_volumes(data.root, exclude=_beside(data)),
+    "dicom": _find_dicom,
+    "texts": _find_texts,
+}
+
+
+def _beside(data: OwnData) -> list[Path]:
+    """What may lie below the root and is no data: the table, masks in a folder of their own, what we wrote."""
+    masks = [data.masks] if data.masks and data.masks.absolute() != data.root.absolute() else []
+    return [*masks, *data.exclude, *filter(None, (data.labels,))]
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.build.json")
+
+
+def _labelled(data: OwnData, found: list[Found], base: Path) -> Findings:
+    if data.masks is not None:
+        how = {"suffix": data.mask_suffix, "dimension": data.entry.dimension, "keep": data.unlabelled}
+        return with_masks(found, data.masks, base=base, **how)  # type: ignore[arg-type]
+    if data.labels is not None:
+        columns = {"key_column": data.key_column, "label_column": data.label_column, "group_column": data.group_column}
+        return with_labels(
+            found,
+            data.labels,
+            keep=data.unlabelled,
+            split_column=data.split_column,
+            **columns,  # type: ignore[arg-type]
+        )
+    unlabelled = [] if data.unlabelled or data.kind != "texts" else [item for item in found if item.label is None]
+    if unlabelled and len(unlabelled) < len(found):
+        left = [LeftOut(item.name, "no label") for item in unlabelled]
+        return [item for item in found if item.label is not None], left
+    return found, []
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise InputError(f"group_pattern: {text!r} is no regular expression ({error}).") from error
+
+
+def _grouped(data: OwnData, found: list[Found]) -> Findings:
+    """Patients from the path, where a pattern says how."""
+    if data.group_pattern is None:
+        return found, []
+    pattern, kept, left = _pattern(data.group_pattern), list[Found](), list[LeftOut]()
+    for item in found:
+        match = pattern.search(item.keys.get("file", item.name))
+        if match and match.group(1):
+            kept.append(replace(item, patient=match.group(1)))
+        else:
+            left.append(LeftOut(item.name, "the group pattern finds no patient in its path"))
+    return kept, left
+
+
+def _group_notes(found: Sequence[Found]) -> list[str]:
+    alone = sum(not item.patient for item in found)
+    if not alone:
+        return []
+    return [
+        f"{alone} of {len(found)} items have no patient and count as a patient each. If patients have several, say so "
+        "(--group-column or --group-pattern), or the scores will be too good."
+    ]
+
+
+def _splits(data: OwnData, found: Sequence[Found], groups: Sequence[str]) -> list[str]:
+    """Split of every item: from the table, where it says so for all, else by shares."""
+    fixed = [item.split for item in found]
+    if any(fixed):
+        if not all(fixed):
+            raise InputError(f"{data.labels}: the split of {fixed.count('')} items is empty. Fill the column.")
+        _check_leakage(data, groups, fixed)
+        return fixed
+    labels = [None if data.masks is not None else str(item.label) for item in found]
+    return [SPLITS[index] for index in split_groups(groups, labels, data.split, seed=data.seed)]
+
+
+def _check_leakage(data: OwnData, groups: Sequence[str], splits: Sequence[str]) -> None:
+    seen: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        seen[group].add(split)
+    if cut := [group for group, names in seen.items() if len(names) > 1]:
+        raise InputError(
+            f"{data.labels}: {len(cut)} patients stand in several splits (hashed: {', '.join(cut[:3])}). A patient "
+            "belongs to one split: correct the column, or leave it out and give --split."
+        )
+
+
+def _items(found: Sequence[Found], groups: Sequence[str], salt: str) -> list[Item]:
+    labels = _class_numbers([item.label for item in found])
+    return [
+        Item(
+            id=hash_identifier(f"item {item.keys.get('file', '')} {item.name}", salt),
+            image=None if item.path is None else Path(os.path.abspath(item.path)),
+            text=item.text,
+            label=label,
+            group=group,
+        )
+        for item, group, label in zip(found, groups, labels, strict=True)
+    ]
+
+
+def _class_numbers(labels: list[Any]) -> list[Any]:
+    """Labels as numbers where they are all the digits of 0, 1, ..., K - 1; else as they are.
+
+    >>> _class_numbers(["1", "0", None]), _class_numbers(["1", "2"])
+    ([1, 0, None], ['1', '2'])
+    """
+    names = {label for label in labels if label is not None}
+    if names and names == {str(number) for number in range(len(names))}:
+        return [None if label is None else int(label) for label in labels]
+    return labels
+
+
+def _manifest(data: OwnData, path: Path, items: Sequence[Item], splits: Sequence[str]) -> Manifest:
+    lists: dict[str, Any] = {
+        name: tuple(item for item, split in zip(items, splits, strict=True) if split == name) for name in SPLITS
+    }
+    return Manifest(
+        name=data.name or _default_name(path.absolute()),
+        version=data.version,
+        modality=data.entry,
+        licence=data.licence,
+        source=data.source,
+        root=path.parent,
+        intensity_unit=UNITS.get(data.entry.intensity, "a.u."),
+        **lists,
+    )
+
+
+def _default_name(path: Path) -> str:
+    """Name of the file, or of its folder where the file is just called manifest."""
+    return _NAME.sub("-", path.parent.name if path.stem == "manifest" else path.stem).strip("-._") or "own"
+
+
+def _label_notes(data: OwnData, manifest: Manifest) -> list[str]:
+    """Splits that miss a class which another one has."""
+    if data.masks is not None:
+        return []
+    known = {split: {label_name(item) for item in manifest.items(split)} for split in SPLITS}
+    every = {label for labels in known.values() for label in labels}
+    notes = []
+    for split in SPLITS:
+        missing = sorted(every - known[split])
+        if manifest.items(split) and missing:
+            notes.append(f"{split} has no item of {', '.join(missing)}.")
+    return notes
+
+
+def _reasons(left: Sequence[LeftOut]) -> str:
+    ranking = Counter(entry.reason for entry in left).most_common(5)
+    return "; ".join(f"{count} x {reason}" for reason, count in ranking) or "nothing was there"
+
+
+def _record(data: OwnData, built: Built) -> dict[str, Any]:
+    """Content of ``<name>.build.json``."""
+    return {
+        "format": 1,
+        "kind": data.kind,
+        "split": list(data.split),
+        "seed": data.seed,
+        "manifest_hash": built.manifest.hash,
+        **summary(built.manifest),
+        "notes": list(built.notes),
+        "left_out": [{"where": entry.where, "reason": entry.reason} for entry in built.left_out],
+    }

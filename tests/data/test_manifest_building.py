@@ -1,0 +1,652 @@
+"""Manifests of one's own files: what is found, labelled, grouped, split and left out, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medcoss_components.data.adapters.own_data import bare_name, find_images, find_volumes, header_size, walk
+from medcoss_components.data.adapters.own_dicom import find_dicom, geometry_problem, read_header
+from medcoss_components.data.group_split import split_groups
+from medcoss_components.data.label_table import read_label_table
+from medcoss_components.data.manifest import check_manifest, read_manifest
+from medcoss_components.data.manifest_building import OwnData, build_manifest
+from medcoss_components.data.manifest_summary import describe, group_sizes, summary
+from medcoss_components.data.modalities import get_modality
+from medcoss_components.data.readers import read_volume
+from medcoss_components.data.writers import write_dicom_series, write_nifti, write_picture
+from medcoss_components.errors import InputError
+from medcoss_components.tracking.contact_sheet import choose_items, load_picture, manifest_sheet, sheet_lines
+
+SECRET = "MUSTERMANN"
+
+
+@pytest.fixture(autouse=True)
+def salt(monkeypatch):
+    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
+
+
+def picture(number, shape=(20, 24)):
+    values = np.random.default_rng(number).integers(0, 255, shape)
+    return values.astype(np.uint8)
+
+
+@pytest.fixture
+def films(tmp_path):
+    """20 pictures of 10 patients in two folders, with a table: patient n has label n % 2."""
+    root = tmp_path / "films"
+    rows = []
+    for number in range(20):
+        name = f"{'ab'[number % 2]}/{number:02d}.png"
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(root / name, picture(number))
+        patient = number // 2
+        rows.append({"file": name, "label": ("normal", "covid")[patient % 2], "patient": f"{SECRET} {patient}"})
+    write_table(root / "labels.csv", rows)
+    return root
+
+
+def write_table(path, rows):
+    with open(path, "w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def images(root, **changes):
+    return OwnData(**({"root": root, "kind": "images", "modality": "xray", "labels": root / "labels.csv"} | changes))
+
+
+def reasons(built):
+    return dict(Counter(entry.reason for entry in built.left_out))
+
+
+class TestImages:
+    def test_whole_way(self, films):
+        built = build_manifest(images(films, split=(60, 20, 20)), films / "manifest.json")
+        manifest = read_manifest(films / "manifest.json")
+        assert manifest.counts == {"training": 12, "validation": 4, "testing": 4} and built.left_out == ()
+        assert manifest.name == "films" and manifest.modality.name == "xray"
+        groups = [{item.group for item in manifest.items(split)} for split in manifest.counts]
+        assert [len(found) for found in groups] == [6, 2, 2] and len(set.union(*groups)) == 10
+        assert {item.label for split in manifest.counts for item in manifest.items(split)} == {"normal", "covid"}
+        assert [problem for problem in check_manifest(manifest) if problem.severity == "error"] == []
+
+    def test_names_of_patients_are_nowhere(self, films):
+        built = build_manifest(images(films), films / "manifest.json")
+        texts = [path.read_text() for path in films.glob("*.json")]
+        assert len(texts) == 2 and not any(SECRET in text for text in [*texts, repr(built), describe(built.manifest)])
+
+    def test_equal_input_gives_an_equal_manifest(self, films):
+        paths = [films / "one.json", films / "two.json"]
+        one, two = (json.loads(build_manifest(images(films), path).path.read_text()) for path in paths)
+        assert one["training"] == two["training"] and one["name"] == "one"
+        other = build_manifest(images(films, seed=1), paths[0]).manifest
+        assert [item.id for item in other.training] != [item["id"] for item in one["training"]]
+
+    def test_what_is_left_out_and_why(self, films):
+        (films / "a" / "notes.txt").write_text("x")
+        (films / "a" / "broken.png").write_bytes(b"no picture")
+        (films / ".hidden.png").write_bytes(b"")
+        write_picture(films / "a" / "unknown.png", picture(99))
+        with open(films / "labels.csv", "a") as stream:
+            stream.write("gone.png,normal,x\nb/19.png,covid,\n")
+        table = (films / "labels.csv").read_text().replace("a/00.png,normal", "a/00.png,")
+        (films / "labels.csv").write_text(table.replace(f"b/19.png,covid,{SECRET} 9\n", ""))
+        built = build_manifest(images(films), films / "manifest.json")
+        found = {entry.where: entry.reason for entry in built.left_out}
+        assert found["a/notes.txt"] == "files ending in .txt are not read here"
+        assert found["a/broken.png"].startswith("cannot be read")
+        assert found["a/unknown"] == "no row in the table" and found["a/00"] == "its label is empty"
+        assert found["labels.csv line 21"] == "no file of this name was found" and len(found) == 5
+        record = json.loads((films / "manifest.build.json").read_text())
+        assert len(record["left_out"]) == 5 and record["items"] == built.manifest.counts
+        assert "1 of 19 items have no patient" in built.notes[0]
+
+    def test_unlabelled_for_pretraining(self, films):
+        data = images(films, labels=None, unlabelled=True, group_pattern=r"/(\d)", split=(50, 0, 50))
+        (films / "labels.csv").unlink()
+        built = build_manifest(data, films / "manifest.json")
+        assert len({item.group for split in ("training", "testing") for item in built.manifest.items(split)}) == 2
+        assert all(item.label is None for item in built.manifest.training)
+
+    def test_a_pattern_that_finds_nothing(self, films):
+        write_picture(films / "x.png", picture(50))
+        data = images(films, labels=None, group_pattern=r"^([ab])/", split=(50, 0, 50))
+        built = build_manifest(data, films / "manifest.json")
+        assert built.manifest.counts == {"training": 10, "validation": 0, "testing": 10}
+        assert reasons(built)["the group pattern finds no patient in its path"] == 1
+
+    def test_digits_from_0_become_numbers(self, films):
+        table = (films / "labels.csv").read_text().replace("normal", "0").replace("covid", "1")
+        (films / "labels.csv").write_text(table)
+        built = build_manifest(images(films), films / "manifest.json")
+        assert {item.label for item in built.manifest.training} == {0, 1}
+        (films / "labels.csv").write_text(table.replace(",0,", ",2,"))
+        built = build_manifest(images(films), films / "manifest.json")
+        assert {item.label for item in built.manifest.training} == {"1", "2"}
+
+
+class TestTable:
+    def test_files_by_name_without_folder_or_suffix(self, films):
+        table = (films / "labels.csv").read_text().replace("a/", "").replace(".png", "").replace("b/", "")
+        (films / "labels.csv").write_text(table)
+        built = build_manifest(images(films), films / "manifest.json")
+        assert sum(built.manifest.counts.values()) == 20 and built.left_out == ()
+
+    def test_ambiguous_names(self, films):
+        write_picture(films / "b" / "00.png", picture(77))
+        table = (films / "labels.csv").read_text().replace("a/00.png", "00.png")
+        (films / "labels.csv").write_text(table)
+        built = build_manifest(images(films), films / "manifest.json")
+        assert reasons(built) == {"fits 2 items; give the path from the root": 1, "no row in the table": 2}
+
+    def test_semicolons_a_mark_at_the_start_and_other_names(self, tmp_path):
+        path = tmp_path / "table.csv"
+        path.write_text("\ufeffBild;Befund;Fall;Teil\nx.png;normal;p1;Train\n;normal;p2;test\n", encoding="utf-8")
+        table = read_label_table(
+            path, key_column="Bild", label_column="Befund", group_column="Fall", split_column="Teil"
+        )
+        (row,) = table.rows.values()
+        assert table.key == "file" and (row.key, row.label, row.patient, row.split) == (
+            "x.png",
+            "normal",
+            "p1",
+            "training",
+        )
+
+    def test_tabs(self, tmp_path):
+        (tmp_path / "table.tsv").write_text("series\tlabel\n1.2\tx\n")
+        table = read_label_table(tmp_path / "table.tsv")
+        assert table.key == "series" and table.rows["1.2"].label == "x"
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("name,label\nx,1\n", "no column 'file'; found 'name', 'label'"),
+            ("file,label\nx,1\ny,1\nx,2\n", "lines 2 and 4 say different things"),
+            ("file,label,part\nx,1,middle\n", "line 2: split must be one of .* got 'middle'"),
+        ],
+    )
+    def test_refused(self, tmp_path, text, shown):
+        (tmp_path / "table.csv").write_text(text)
+        with pytest.raises(InputError, match=shown):
+            read_label_table(tmp_path / "table.csv", split_column="part" if "part" in text else None)
+
+    def test_fixed_split(self, films):
+        rows = list(csv.DictReader((films / "labels.csv").open()))
+        for number, row in enumerate(rows):
+            row["part"] = "train" if number < 16 else "test"
+        write_table(films / "labels.csv", rows)
+        built = build_manifest(images(films, split_column="part"), films / "manifest.json")
+        assert built.manifest.counts == {"training": 16, "validation": 0, "testing": 4}
+        rows[0]["part"] = "test"
+        write_table(films / "labels.csv", rows)
+        with pytest.raises(InputError, match="1 patients stand in several splits") as caught:
+            build_manifest(images(films, split_column="part"), films / "manifest.json")
+        assert SECRET not in str(caught.value)
+        rows[0]["part"] = ""
+        write_table(films / "labels.csv", rows)
+        with pytest.raises(InputError, match="the split of 1 items is empty"):
+            build_manifest(images(films, split_column="part"), films / "manifest.json")
+
+
+class TestCopies:
+    @pytest.fixture
+    def doubled(self, films):
+        (films / "b" / "copy.png").write_bytes((films / "a" / "00.png").read_bytes())
+        with open(films / "labels.csv", "a") as stream:
+            stream.write("b/copy.png,normal,other\n")
+        return films
+
+    def test_refused(self, doubled):
+        with pytest.raises(InputError, match="2 items share their content .*a/00 = b/copy"):
+            build_manifest(images(doubled), doubled / "manifest.json")
+        assert not (doubled / "manifest.json").exists()
+
+    def test_dropped(self, doubled):
+        built = build_manifest(images(doubled, duplicates="drop"), doubled / "manifest.json")
+        assert [(entry.where, entry.reason) for entry in built.left_out] == [("b/copy", "a copy of a/00")]
+
+    def test_contradicting_labels_drop_all(self, doubled):
+        table = (doubled / "labels.csv").read_text().replace("copy.png,normal", "copy.png,covid")
+        (doubled / "labels.csv").write_text(table)
+        built = build_manifest(images(doubled, duplicates="drop"), doubled / "manifest.json")
+        assert reasons(built) == {"the same content stands with several labels": 2}
+
+    def test_kept(self, doubled):
+        built = build_manifest(images(doubled, duplicates="keep"), doubled / "manifest.json")
+        assert sum(built.manifest.counts.values()) == 21 and "2 items share" in built.notes[0]
+
+    def test_one_stem_in_two_formats_is_no_copy(self, tmp_path):
+        for number, suffix in enumerate(("png", "bmp", "tif")):
+            write_picture(tmp_path / f"x.{suffix}", picture(number))
+        built = build_manifest(images(tmp_path, labels=None, split=(100, 0, 0)), tmp_path / "manifest.json")
+        assert built.manifest.counts["training"] == 3 and len({item.id for item in built.manifest.training}) == 3
+
+
+class TestMasks:
+    @pytest.fixture
+    def volumes(self, tmp_path):
+        """Six volumes of two patients; masks in a folder of their own with a suffix; one of another size."""
+        for number in range(6):
+            path = tmp_path / "scans" / f"p{number % 3}" / f"s{number}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "masks").mkdir(exist_ok=True)
+            write_nifti(path, np.full((4, 6, 8), number, np.int16), (2, 1, 1))
+            size = (4, 6, 8) if number else (4, 8, 6)
+            mask = np.zeros(size, np.uint8)
+            mask[1, :2] = 1
+            if number != 5:
+                write_nifti(tmp_path / "masks" / f"s{number}_seg.nii.gz", mask, (2, 1, 1))
+        write_nifti(tmp_path / "masks" / "other_seg.nii.gz", mask, (2, 1, 1))
+        return tmp_path
+
+    def data(self, folder, **changes):
+        given = {
+            "root": folder / "scans",
+            "kind": "nifti",
+            "modality": "ct",
+            "masks": folder / "masks",
+            "mask_suffix": "_seg",
+            "group_pattern": r"(p\d)/",
+            "split": (34, 33, 33),
+        }
+        return OwnData(**(given | changes))
+
+    def test_pairs(self, volumes):
+        built = build_manifest(self.data(volumes), volumes / "lists" / "liver.json")
+        manifest = read_manifest(built.path)
+        items = [item for split in manifest.counts for item in manifest.items(split)]
+        assert {Path(item.label).name.replace("_seg", "") for item in items} == {item.image.name for item in items}
+        assert all((manifest.root / item.label).is_file() and item.label.startswith("../masks") for item in items)
+        assert {entry.where: entry.reason for entry in built.left_out} == {
+            "p0/s0": "its mask has the size (6, 8, 4), the image (8, 6, 4)",
+            "p2/s5": "no mask of its name",
+            "mask other_seg": "no image of its name",
+        }
+        assert manifest.name == "liver" and manifest.intensity_unit == "HU"
+        assert "(mask)" in describe(manifest)
+
+    def test_a_broken_mask_and_one_not_needed(self, volumes):
+        (volumes / "masks" / "s1_seg.nii.gz").write_bytes(b"x")
+        built = build_manifest(self.data(volumes, unlabelled=True), volumes / "liver.json")
+        where = {entry.where: entry.reason for entry in built.left_out}
+        assert where["p1/s1"].startswith("its mask: cannot be read") and "p2/s5" not in where
+
+    def test_in_the_same_folder(self, tmp_path):
+        for number in range(3):
+            write_picture(tmp_path / f"{number}.png", picture(number))
+            write_picture(tmp_path / f"{number}_mask.png", np.eye(20, 24, dtype=np.uint8))
+        data = OwnData(root=tmp_path, kind="images", modality="xray", masks=tmp_path, mask_suffix="_mask")
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert sum(built.manifest.counts.values()) == 3 and built.left_out == ()
+        with pytest.raises(InputError, match="tell them apart with --mask-suffix"):
+            OwnData(root=tmp_path, kind="images", modality="xray", masks=tmp_path)
+
+    def test_no_masks_or_two_of_one_name(self, volumes):
+        with pytest.raises(InputError, match="holds no 3D mask with a name on '_none'"):
+            build_manifest(self.data(volumes, mask_suffix="_none"), volumes / "liver.json")
+        write_nifti(volumes / "masks" / "s1_seg.nii", np.zeros((4, 6, 8), np.uint8), (2, 1, 1))
+        with pytest.raises(InputError, match="have one name"):
+            build_manifest(self.data(volumes), volumes / "liver.json")
+
+
+class TestTexts:
+    def test_csv(self, tmp_path):
+        path = tmp_path / "notes.csv"
+        rows = [
+            {"id": f"n{n}", "text": f"finding {n // 2}", "label": "ab"[n % 2], "group": f"{SECRET}{n // 4}"}
+            for n in range(24)
+        ]
+        write_table(path, [*rows, {"id": "e", "text": " ", "label": "a", "group": "x"}])
+        data = OwnData(root=path, kind="csv", modality="report", split=(50, 0, 50))
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert built.manifest.counts == {"training": 12, "validation": 0, "testing": 12}
+        assert [(entry.where, entry.reason) for entry in built.left_out] == [("notes.csv row 25", "the text is empty")]
+        assert "24 items share their content" in built.notes[0]
+        assert SECRET not in (tmp_path / "manifest.json").read_text() and built.manifest.intensity_unit == "text"
+
+    def test_json_lines_in_a_folder_with_a_table(self, tmp_path):
+        lines = [json.dumps({"id": f"n{n}", "text": f"text {n}"}) for n in range(6)]
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "part.jsonl").write_text("\n".join(lines))
+        (tmp_path / "in" / "readme.md").write_text("x")
+        write_table(tmp_path / "in" / "labels.csv", [{"id": f"n{n}", "label": "ab"[n % 2]} for n in range(5)])
+        data = OwnData(root=tmp_path / "in", kind="texts", modality="report", labels=tmp_path / "in" / "labels.csv")
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert sum(built.manifest.counts.values()) == 5
+        assert reasons(built) == {"files ending in .md are not read here": 1, "no row in the table": 1}
+
+    def test_labels_that_miss_or_are_lists(self, tmp_path):
+        rows = [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(6)]
+        rows += [{"text": "odd", "label": ["a"]}, {"text": "none"}]
+        (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        data = OwnData(root=tmp_path / "notes.jsonl", kind="texts", modality="report")
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert reasons(built) == {"its label is neither a text nor a number": 1, "no label": 1}
+
+    @pytest.mark.parametrize(("column", "groups"), [("group", 2), ("patient", 2), ("fall", 2), ("other", 6)])
+    def test_column_of_the_patient(self, tmp_path, column, groups):
+        write_table(tmp_path / "t.csv", [{"text": f"t{n}", "label": "a", column: f"p{n // 3}"} for n in range(6)])
+        named = {"group_column": "fall"} if column == "fall" else {}
+        data = OwnData(root=tmp_path / "t.csv", kind="texts", modality="report", split=(50, 0, 50), **named)
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert sum(summary(built.manifest)["groups"].values()) == groups
+
+    def test_pubmed(self, tmp_path):
+        article = (
+            "<PubmedArticle><MedlineCitation><PMID>{0}</PMID><Article><ArticleTitle>T</ArticleTitle><Abstract>"
+            '<AbstractText NlmCategory="METHODS">way {0}</AbstractText></Abstract></Article></MedlineCitation>'
+            "</PubmedArticle>"
+        )
+        text = "".join(article.format(number) for number in range(3))
+        (tmp_path / "all.xml").write_text(f"<PubmedArticleSet>{text}</PubmedArticleSet>")
+        data = OwnData(root=tmp_path / "all.xml", kind="texts", modality="report")
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert summary(built.manifest)["labels"] == {
+            "METHODS": {"training": [1, 1], "validation": [1, 1], "testing": [1, 1]}
+        }
+
+
+class TestDicom:
+    def series(self, folder, patient="p", study="1.1", slices=9, modality="CT", start=0, **tags):
+        volume = np.full((slices, 5, 6), start, np.int16)
+        write_dicom_series(
+            folder, volume, modality=modality, PatientID=f"{SECRET} {patient}", StudyInstanceUID=study, **tags
+        )
+        return folder
+
+    @pytest.fixture
+    def tree(self, tmp_path):
+        """Patients a, b, c with an axial series each; a also has a shorter one, b a localizer and an MR series."""
+        root = tmp_path / "tree"
+        for number, name in enumerate("abc"):
+            self.series(root / name / "axial", name, f"1.{number}")
+        self.series(root / "a" / "thin", "a", "1.0", slices=8)
+        self.series(root / "b" / "scout", "b", "1.1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+        self.series(root / "b" / "mr", "b", "1.1", modality="MR")
+        self.series(root / "c" / "short", "c", "1.9", slices=3)
+        (root / "c" / "DICOMDIR").write_bytes(b"x")
+        (root / "c" / "readme.txt").write_text("x")
+        return root
+
+    def test_one_item_a_series(self, tree, tmp_path):
+        write_table(tmp_path / "labels.csv", [{"study": f"1.{n}", "label": "xy"[n % 2]} for n in range(4)])
+        data = OwnData(root=tree, kind="dicom", modality="ct", labels=tmp_path / "labels.csv", split=(34, 33, 33))
+        built = build_manifest(data, tmp_path / "manifest.json")
+        manifest = read_manifest(built.path)
+        assert manifest.counts == {"training": 1, "validation": 1, "testing": 1}
+        images = sorted(item.image.relative_to(tree).as_posix() for s in manifest.counts for item in manifest.items(s))
+        assert images == ["a/axial", "b/axial", "c/axial"]
+        found = reasons(built)
+        assert found["a localizer"] == 9 and found["the DICOM modality is 'MR', expected CT"] == 9
+        assert found["3 slices, the minimum is 8"] == 1 and found["no DICOM file"] == 1
+        assert found["no study of this name was found"] == 1
+        (shorter,) = [entry for entry in built.left_out if entry.reason.startswith("another series")]
+        assert shorter.where == "a/thin (series of 8 files)"
+        assert SECRET not in (tmp_path / "manifest.json").read_text() + (tmp_path / "manifest.build.json").read_text()
+
+    def test_all_series(self, tree):
+        found, _ = find_dicom(tree, modality=get_modality("ct"), series="all", minimum_slices=2)
+        assert sorted(item.name for item in found) == ["a/axial", "a/thin", "b/axial", "c/axial", "c/short"]
+        with pytest.raises(InputError, match="must be one of largest, all, got 'first'"):
+            find_dicom(tree, modality=get_modality("ct"), series="first")
+
+    def test_axial_goes_before_more_slices(self, tmp_path):
+        self.series(tmp_path / "axial", slices=8)
+        folder = self.series(tmp_path / "coronal", slices=12)
+        import pydicom
+
+        for number, path in enumerate(sorted(folder.iterdir())):
+            dataset = pydicom.dcmread(path)
+            dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 0, -1], [0, number, 0]
+            dataset.save_as(path)
+        found, _ = find_dicom(tmp_path, modality=get_modality("ct"))
+        assert [item.name for item in found] == ["axial"]
+
+    def test_mixed_folders_are_sorted_out(self, tmp_path):
+        for number in range(3):
+            self.series(tmp_path / f"s{number}", f"{number}", f"1.{number}", start=number)
+            for path in (tmp_path / f"s{number}").iterdir():
+                (tmp_path / "flat").mkdir(exist_ok=True)
+                path.rename(tmp_path / "flat" / f"{number}-{path.name}")
+            (tmp_path / f"s{number}").rmdir()
+        _, left = find_dicom(tmp_path / "flat", modality=get_modality("ct"))
+        assert len(left) == 3 and all("give --sort-into FOLDER" in entry.reason for entry in left)
+        data = OwnData(
+            root=tmp_path / "flat", kind="dicom", modality="ct", sort_into=tmp_path / "sorted", split=(34, 33, 33)
+        )
+        for _ in range(2):  # again over the links of the first time
+            built = build_manifest(data, tmp_path / "manifest.json")
+        items = [item for split in built.manifest.counts for item in built.manifest.items(split)]
+        assert sorted(read_volume(item.image).array.max() for item in items) == [0, 1, 2]
+        assert all(item.image.parent == tmp_path / "sorted" and len(list(item.image.iterdir())) == 9 for item in items)
+
+    def test_links_between_file_systems(self, tmp_path, monkeypatch):
+        def refuse(*paths):
+            raise OSError("another device")
+
+        monkeypatch.setattr("os.link", refuse)
+        for number in range(2):
+            self.series(tmp_path / "in", f"{number}", SeriesInstanceUID=f"1.{number}")
+            for path in (tmp_path / "in").glob("0*.dcm"):
+                path.rename(path.with_name(f"{number}-{path.name}"))
+        modality = get_modality("ct")
+        found, _ = find_dicom(tmp_path / "in", modality=modality, series="all", sort_into=tmp_path / "out")
+        assert len(found) == 2 and next(found[0].path.iterdir()).is_symlink() and read_volume(found[0].path)
+
+    def test_images(self, tmp_path, write_dicom):
+        for number in range(4):
+            pixels = np.full((8, 9), number, np.uint16)
+            write_dicom(
+                tmp_path / f"{number}.dcm", pixels, Modality="DX", PatientID=f"{number // 2}", StudyInstanceUID="1"
+            )
+        write_dicom(tmp_path / "frames.dcm", np.zeros((2, 8, 9), np.uint16), Modality="DX")
+        write_table(tmp_path / "labels.csv", [{"patient": str(n), "label": "xy"[n]} for n in range(2)])
+        data = OwnData(root=tmp_path, kind="dicom", modality="xray", labels=tmp_path / "labels.csv", split=(50, 0, 50))
+        built = build_manifest(data, tmp_path / "manifest.json")
+        assert built.manifest.counts == {"training": 2, "validation": 0, "testing": 2}
+        assert reasons(built) == {"2 frames, an image has one": 1}
+        assert {len({item.label for item in built.manifest.items(s)}) for s in ("training", "testing")} == {1}
+
+    def test_a_multi_frame_file_is_a_volume(self, tmp_path, write_dicom):
+        write_dicom(tmp_path / "enhanced.dcm", np.zeros((9, 4, 5), np.int16))
+        write_dicom(tmp_path / "small.dcm", np.zeros((3, 4, 5), np.int16))
+        found, left = find_dicom(tmp_path, modality=get_modality("ct"))
+        assert [(item.name, item.size) for item in found] == [("enhanced", (5, 4, 9))]
+        assert [entry.reason for entry in left] == ["3 slices, the minimum is 8"]
+
+    def test_no_image(self, tmp_path, write_dicom):
+        path = write_dicom(tmp_path / "report.dcm", np.zeros((4, 5), np.int16), drop=("Rows",))
+        with pytest.raises(InputError, match="DICOM without an image"):
+            read_header(path)
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({}, ""),
+            ({"places": (0, 2, 4, 8)}, "1 gaps between slices differ from the usual 2 mm"),
+            ({"places": (0, 2, 2, 4)}, "1 slices lie at the place of another one"),
+            ({"SOPInstanceUID": lambda n: "1.5"}, "some of its files stand there twice"),
+            ({"pixels": lambda n: np.zeros((4 + n, 5), np.int16)}, "its slices differ in size"),
+            ({"drop": lambda n: ("ImagePositionPatient",)}, "slices without position"),
+            ({"ImageOrientationPatient": lambda n: [1, 0, 0, 0, 1 - n % 2, n % 2]}, "differ in orientation"),
+        ],
+    )
+    def test_geometry(self, write_series, change, problem):
+        change = {"SOPInstanceUID": lambda n: f"1.{n}"} | change
+        folder = write_series(change.pop("places", (0.0, 2.0, 4.0, 6.0)), **change)
+        headers = tuple(read_header(path) for path in sorted(folder.iterdir()))
+        found = geometry_problem(headers, minimum=2)
+        assert found.startswith(problem) if not problem.startswith("differ") else problem in found
+        assert bool(found) == bool(problem)
+
+    def test_copies_are_known_by_their_headers(self, tmp_path):
+        self.series(tmp_path / "one")
+        (tmp_path / "two").mkdir()
+        for path in (tmp_path / "one").iterdir():
+            (tmp_path / "two" / path.name).write_bytes(path.read_bytes())
+        found, left = find_dicom(tmp_path, modality=get_modality("ct"))
+        assert found == [] and left[0].reason == "some of its files stand there twice"
+
+
+class TestSettings:
+    @pytest.mark.parametrize(
+        ("changes", "shown"),
+        [
+            ({"kind": "films"}, "must be one of images, volumes, dicom, texts, nifti, csv, got 'films'"),
+            ({"kind": "volumes"}, "'volumes' does not fit the 2D xray; use images, dicom"),
+            ({"masks": Path("m")}, "give one of both"),
+            ({"split": (0, 50, 50)}, r"such as 70/10/20, got \(0, 50, 50\)"),
+            ({"duplicates": "maybe"}, "got 'maybe'"),
+            ({"group_pattern": "("}, r"'\(' is no regular expression"),
+            ({"group_pattern": "abc"}, "a group in brackets, got 'abc'"),
+            ({"modality": "report", "kind": "texts", "labels": None, "masks": Path("m")}, "texts have none"),
+        ],
+    )
+    def test_refused(self, tmp_path, changes, shown):
+        with pytest.raises(InputError, match=shown):
+            images(tmp_path, **changes)
+
+    def test_nothing_found(self, tmp_path):
+        (tmp_path / "a.txt").write_text("x")
+        with pytest.raises(InputError, match="1 x files ending in .txt are not read here"):
+            build_manifest(images(tmp_path, labels=None), tmp_path / "manifest.json")
+        with pytest.raises(InputError, match="gone: no such folder"):
+            find_images(tmp_path / "gone")
+
+
+class TestFiles:
+    def test_bare_names(self):
+        assert [bare_name(name) for name in ("a/b.NII.GZ", "b.dcm", "c.1", "d.csv.gz")] == ["a/b", "b", "c.1", "d"]
+
+    def test_walk_skips_hidden_and_excluded(self, tmp_path):
+        for name in ("a/1", "b/2", ".c/3", "d/.4"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("")
+        assert walk(tmp_path, [tmp_path / "b"]) == [tmp_path / "a" / "1"]
+
+    def test_three_axes(self, tmp_path):
+        import nibabel
+
+        for name, shape in (("a", (3, 4, 5, 1)), ("b", (3, 4, 5, 2)), ("c", (3, 4))):
+            nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)), tmp_path / f"{name}.nii")
+        found, left = find_volumes(tmp_path)
+        assert [item.size for item in found] == [(3, 4, 5)]
+        assert [entry.reason for entry in left] == [
+            "a volume has three axes, this file has the shape (3, 4, 5, 2)",
+            "a volume has three axes, this file has the shape (3, 4)",
+        ]
+
+    def test_sizes_from_headers(self, tmp_path):
+        import SimpleITK
+        from PIL import Image
+
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(tmp_path / "a.nrrd"))
+        assert header_size(tmp_path / "a.nrrd") == (5, 4, 3)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(picture(0)).save(tmp_path / "a.jpg", exif=exif)
+        assert header_size(tmp_path / "a.jpg") == (20, 24)
+        Image.fromarray(picture(0)).save(tmp_path / "a.png")
+        (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+        assert header_size(tmp_path / "a.png") == (24, 20)
+
+
+class TestSplit:
+    def test_groups_stay_whole_and_shares_are_met(self):
+        groups = [f"g{number // 4}" for number in range(400)]
+        labels = [(number // 4) % 5 == 0 for number in range(400)]
+        found = split_groups(groups, labels, (70, 10, 20), seed=3)
+        assert np.bincount(found).tolist() == [280, 40, 80]
+        assert np.bincount(found[np.array(labels)]).tolist() == [56, 8, 16]
+        assert len(set(zip(groups, found.tolist(), strict=True))) == 100
+
+    def test_every_split_gets_a_group(self):
+        found = split_groups(["a"] * 90 + ["b"] * 9 + ["c"], [None] * 100, (90, 5, 5))
+        assert len(set(found.tolist())) == 3 and found[0] == 0
+        for shares in ((98, 1, 1), (1, 1, 98), (1, 98, 1)):
+            assert set(split_groups(list("abc"), [None] * 3, shares).tolist()) == {0, 1, 2}
+
+    def test_seed_decides_and_order_of_items_does_not(self):
+        groups = [f"g{number}" for number in range(30)]
+        one, other = (split_groups(groups, [0] * 30, (50, 0, 50), seed=seed) for seed in (0, 1))
+        assert (one != other).any() and 1 not in one
+        assert (split_groups(groups[::-1], [0] * 30, (50, 0, 50))[::-1] == one).all()
+
+    def test_too_few_groups(self):
+        with pytest.raises(InputError, match="3 splits need at least 3 groups .* the items have 2"):
+            split_groups(["a", "b"], [0, 0], (70, 10, 20))
+
+
+class TestSummaryAndSheet:
+    def test_describe(self, films):
+        manifest = build_manifest(images(films, split=(60, 20, 20)), films / "manifest.json").manifest
+        lines = describe(manifest).splitlines()
+        assert lines[0] == "films 1: xray, licence: not stated" and lines[2].split() == [
+            "all",
+            "12",
+            "(6)",
+            "4",
+            "(2)",
+            "4",
+            "(2)",
+        ]
+        assert lines[-1] == "items (groups); a group has 2 to 2 items, 2 on average"
+        assert group_sizes(read_manifest(films / "manifest.json")) == (2, 2.0, 2)
+
+    def test_sheet_of_images(self, films):
+        manifest = build_manifest(images(films), films / "manifest.json").manifest
+        (films / "a" / "00.png").write_bytes(b"broken")
+        problems = manifest_sheet(manifest, films / "sheet.png", limit=20)
+        assert (films / "sheet.png").read_bytes()[:4] == b"\x89PNG"
+        assert len(problems) == 1 and sheet_lines(problems * 7)[-1] == "and 2 more"
+
+    def test_choice_takes_every_split_and_label(self, films):
+        manifest = build_manifest(images(films, split=(60, 20, 20)), films / "manifest.json").manifest
+        chosen = choose_items(manifest, limit=6, seed=0)
+        assert len({(split, item.label) for split, item in chosen}) == 6
+        assert chosen == choose_items(manifest, limit=6, seed=0)
+
+    def test_slice_with_most_of_the_mask(self, tmp_path):
+        for number in range(3):
+            volume, mask = np.zeros((5, 18, 400), np.int16), np.zeros((5, 18, 400), np.uint8)
+            volume[3], mask[3, 4:9, 20:60] = 7 + number, 2
+            mask[1, 0, 0] = 1
+            write_nifti(tmp_path / f"{number}.nii.gz", volume, (1, 1, 1))
+            write_nifti(tmp_path / f"{number}_m.nii.gz", mask, (1, 1, 1))
+        data = OwnData(root=tmp_path, kind="volumes", modality="mri", masks=tmp_path, mask_suffix="_m")
+        manifest = build_manifest(data, tmp_path / "manifest.json").manifest
+        shown, mask = load_picture(manifest.training[0], manifest)
+        assert shown.shape == (9, 200, 1) and mask.shape == (9, 200) and set(mask.ravel()) == {0, 2}
+        assert shown.min() >= 7 and manifest_sheet(manifest, tmp_path / "sheet.png") == []
+
+    def test_masks_of_pictures(self, tmp_path):
+        for number in range(3):
+            write_picture(tmp_path / f"{number}.png", picture(number, (20, 24, 3)))
+            write_picture(tmp_path / f"{number}_m.png", np.repeat(np.eye(20, 24, dtype=np.uint8)[..., None], 3, axis=2))
+        data = OwnData(root=tmp_path, kind="images", modality="pathology", masks=tmp_path, mask_suffix="_m")
+        manifest = build_manifest(data, tmp_path / "manifest.json").manifest
+        shown, mask = load_picture(manifest.training[0], manifest)
+        assert shown.shape == (20, 24, 3) and mask.sum() == 20 and shown.max() <= 1
+        write_picture(manifest.root / manifest.training[0].label, np.eye(8, dtype=np.uint8))
+        with pytest.raises(InputError, match=r"\(8, 8\)"):
+            load_picture(manifest.training[0], manifest)
+
+    def test_no_sheet_of_texts_or_nothing(self, tmp_path):
+        (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(f"t{n},a" for n in range(3)))
+        built = build_manifest(OwnData(root=tmp_path / "t.csv", kind="csv", modality="report"), tmp_path / "m.json")
+        with pytest.raises(InputError, match="texts have no contact sheet"):
+            manifest_sheet(built.manifest, tmp_path / "sheet.png")
+        from medcoss_components.data.manifest import Manifest
+
+        empty = Manifest(name="e", version="1", modality="xray", licence="x", source="x", root=tmp_path)
+        with pytest.raises(InputError, match="has no items"):
+            manifest_sheet(empty, tmp_path / "sheet.png")
+        assert group_sizes(empty) == (0, 0.0, 0)
