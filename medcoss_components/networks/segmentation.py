@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from monai.networks.blocks import UnetOutBlock, UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
@@ -100,7 +101,10 @@ class MaskDecoder(nn.Module):
         self.output = UnetOutBlock(spatial_dims=axes, in_channels=feature_size, out_channels=regions)
 
     def forward(self, image: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """Decode.
+        """Decode; volumes on a CPU in float32, also under autocast.
+
+        There, torch 2.13's bfloat16 weight gradient of 3D convolutions reads memory that nobody wrote, on grids of
+        depth 2 (oneDNN, CPUs with AVX-512 bf16).
 
         Args:
             image: (B, C, *S).
@@ -109,6 +113,12 @@ class MaskDecoder(nn.Module):
         Returns:
             (B, K, *S).
         """
+        if image.device.type != "cpu" or image.ndim != 5:
+            return self._decode(image, states)
+        with torch.autocast("cpu", enabled=False):
+            return self._decode(image.float(), [state.float() for state in states])
+
+    def _decode(self, image: Tensor, states: Sequence[Tensor]) -> Tensor:
         *early, joined = states
         skips = [self.image(image), *(skip(state) for skip, state in zip(self.skips, early, strict=True))]
         for join, skip in zip(self.joins, reversed(skips), strict=True):

@@ -11,8 +11,9 @@ Two operations, no template language: ``${name}`` is replaced by a value, and ma
     also: {stage: pretraining.train}    # optional: further configs from a named template
 
 A template ``<family>.<config>.yaml`` gives ``configs/<config>.json``, ``<family>.README.md`` gives ``docs/README.md``,
-``<family>.logging.conf`` gives ``configs/logging.conf``. The bundle's LICENSE is a copy of the one beside the bundles
-folder. A template may open with ``extends: <template>``: what that one has and it lacks is added behind its own keys.
+``<family>.logging.conf`` gives ``configs/logging.conf``; ``common.*`` stands in for the last two where a family has
+none. The bundle's LICENSE is a copy of the one beside the bundles folder. A template may open with
+``extends: <template>``: what that one has and it lacks is added behind its own keys.
 Nothing is ever deleted: a file in ``configs`` that no template gives is listed as extra.
 
 Run ``python -m medcoss_components.zoo.build`` to write and ``... --check`` to list what differs (exit status 1).
@@ -41,6 +42,8 @@ SOURCE_KEYS = frozenset({"name", "family", "values", "configs", "also"})
 EXTENDS = "extends"
 HINT = "run `medcoss bundles build`; remove extra files by hand"
 
+MERGE_TAG = "tag:yaml.org,2002:merge"  # the key "<<", which takes over the entries of another mapping
+
 _PLACEHOLDER = re.compile(r"\$\{(\w+)\}")
 _NUMBER_AS_TEXT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
@@ -49,7 +52,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """YAML loader that refuses a key given twice in one mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE_TAG]
         if repeated := sorted({str(key) for key in keys if keys.count(key) > 1}):
             raise InputError(f"key given twice: {', '.join(repeated)}{node.start_mark}")
         return super().construct_mapping(node, deep=deep)

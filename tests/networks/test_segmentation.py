@@ -225,3 +225,17 @@ class TestSettings:
     def test_inputs_that_are_no_multiples_of_the_patch(self):
         with pytest.raises(InputError, match=r"input size \(8, 17\) must be a multiple of the patch \(4, 6\)"):
             model()(torch.zeros(1, 3, 8, 17))
+
+
+def test_gradients_of_volumes_under_autocast_are_the_same_every_time():
+    network = SegmentationModel(preset="demo", modality="ct", input_shape=(1, 16, 32, 32), regions=1).eval()
+    inputs = torch.randn(2, 1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for number in range(4):
+        torch.full((100_003 * (number + 1),), 1e3 * number)  # leaves other values in freed memory
+        network.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            network(inputs).square().mean().backward()
+        gradients.append(torch.cat([value.grad.flatten() for value in network.mask_decoder.parameters()]))
+    assert torch.isfinite(gradients[0]).all()
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
