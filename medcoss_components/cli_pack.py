@@ -10,7 +10,7 @@ import typer
 
 def bundles_pack(
     name: Annotated[str, typer.Argument(help="Bundle.")],
-    weights: Annotated[Path, typer.Option(help="Folder of a finished stage, or of a finished chain (its last stage).")],
+    weights: Annotated[Path, typer.Option(help="Folder of a finished stage, chain (its last stage) or fine-tuning.")],
     to: Annotated[Path, typer.Option(help="Folder that receives NAME_<version>.zip.")],
     root: Annotated[Path, typer.Option(help="Folder of the bundles.")] = Path("bundles"),
     licence: Annotated[str, typer.Option(help="Licence of the weights, as Hugging Face spells it.")] = "other",
@@ -23,6 +23,7 @@ def bundles_pack(
     """Pack a bundle with trained weights, model card, hashes and this package into one zip.
 
     Example: medcoss bundles pack medcoss_xray_pretraining --weights runs/demo/02_xray --to dist
+    medcoss bundles pack pubmed_abstract_classification --weights runs/pubmed --to dist
     """
     from medcoss_components.files import sha256_file
     from medcoss_components.zoo.model_card import CardOptions

@@ -15,28 +15,23 @@ import yaml
 
 from medcoss_components.errors import InputError
 from medcoss_components.zoo.build import BundleSource
+from medcoss_components.zoo.model_card_numbers import hub_results, pretraining_table, task_tables
+from medcoss_components.zoo.packed_run import PRETRAINING
 
 if TYPE_CHECKING:
-    from medcoss_components.zoo.pack import Run
+    from medcoss_components.zoo.packed_run import Run
 
-TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+TEMPLATES = Path(__file__).parent / "templates"
 LICENCE_OTHER = "other"
-METRIC = "validation_pretext_loss"
-TASKS = {1: "feature-extraction", 2: "image-feature-extraction", 3: "feature-extraction"}
-"""Dimension of the input -> Hugging Face's name of the task."""
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-MEASURED = {
-    "modality": "modality",
-    "samples": "training samples",
-    "epochs": "epochs",
-    "iterations": "iterations",
-    "parameters": "parameters",
-    "precision": "precision",
-    "first_loss": "pretext loss on training batches, first",
-    "final_loss": "pretext loss on training batches, last",
-    "validation_loss": "pretext loss on the validation split",
+HUB_TASKS = {
+    PRETRAINING: {1: "feature-extraction", 2: "image-feature-extraction", 3: "feature-extraction"},
+    "classification": {1: "text-classification", 2: "image-classification", 3: "image-classification"},
+    "segmentation": {2: "image-segmentation", 3: "image-segmentation"},
 }
-"""Key of metrics.json -> its line in the card; other keys stay out (they name folders and machines)."""
+"""Kind of run -> dimension of the input -> Hugging Face's name of the task."""
+HUB_TAGS = {PRETRAINING: ("self-supervised", "masked-modelling")}
+"""Kind of run -> tags; a task's name is its tag."""
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +61,7 @@ def model_card(
 ) -> str:
     """Front matter and text of the card, Markdown."""
     front = yaml.safe_dump(front_matter(source, metadata, run, options), sort_keys=False, allow_unicode=True)
+    task = run.kind != PRETRAINING
     values = {
         "name": source.name,
         "title": metadata["name"],
@@ -73,15 +69,15 @@ def model_card(
         "summary": source.values.get("summary", metadata["description"]),
         "intended_use": metadata["intended_use"],
         "limits": source.values.get("limits", ""),
-        "modality": run.metrics["modality"],
-        "measured": _measured(run.metrics),
+        "measured": task_tables(run.metrics) if task else pretraining_table(run.metrics),
         "network": _network(run),
+        "outputs": f"{metadata['pred_classes']}.",
         "data": _data(options, metadata),
         "licence": _licence(options),
         "more_files": _more_files(run, with_buffer),
         "changelog": "\n".join(f"- {version}: {text}" for version, text in metadata["changelog"].items()),
     }
-    text = TEMPLATE.read_text(encoding="utf-8")
+    text = (TEMPLATES / ("model_card_task.md" if task else "model_card.md")).read_text(encoding="utf-8")
     for key, value in values.items():
         text = text.replace("${" + key + "}", str(value).strip())
     return f"---\n{front}---\n\n{text}"
@@ -89,10 +85,8 @@ def model_card(
 
 def front_matter(source: BundleSource, metadata: Mapping[str, Any], run: Run, options: CardOptions) -> dict[str, Any]:
     """What stands between the ``---`` lines; empty entries are left out."""
-    from medcoss_components.data.modalities import get_modality
-
-    modality = str(run.metrics["modality"])
-    task = TASKS[get_modality(modality).dimension]
+    entry = run.entry()
+    task = HUB_TASKS[run.kind][entry.dimension]
     licence = {"license": options.licence}
     if options.licence == LICENCE_OTHER:
         licence |= {"license_name": "terms-of-data-and-starting-weights", "license_link": "README.md#licence"}
@@ -100,10 +94,10 @@ def front_matter(source: BundleSource, metadata: Mapping[str, Any], run: Run, op
         **licence,
         "library_name": "monai",
         "pipeline_tag": task,
-        "tags": ["monai", "medical", "medcoss", "self-supervised", "masked-modelling", modality],
+        "tags": ["monai", "medical", "medcoss", *HUB_TAGS.get(run.kind, (run.kind,)), entry.name],
         **_names("datasets", options.data),
         **_names("base_model", filter(None, [options.base_model])),
-        **_results(source.name, task, metadata["task"], run.metrics),
+        **hub_results(source.name, task, metadata["task"], run.metrics),
     }
 
 
@@ -113,34 +107,17 @@ def _names(key: str, names: Iterable[str]) -> dict[str, list[str]]:
     return {key: known} if known else {}
 
 
-def _results(name: str, task: str, task_name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    if metrics.get("validation_loss") is None:
-        return {}
-    measured = {"type": METRIC, "value": metrics["validation_loss"], "name": MEASURED["validation_loss"]}
-    result = {
-        "task": {"type": task, "name": task_name},
-        "dataset": {"type": "other", "name": "validation split of the training data"},
-        "metrics": [measured],
-    }
-    return {"metrics": [METRIC], "model-index": [{"name": name, "results": [result]}]}
-
-
-def _measured(metrics: Mapping[str, Any]) -> str:
-    lines = ["| | |", "|---|---|"]
-    for key, label in MEASURED.items():
-        value = metrics.get(key)
-        shown = "not measured" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-        lines.append(f"| {label} | {shown} |")
-    for modality, entry in (metrics.get("rehearsal") or {}).items():
-        lines.append(f"| {entry['kind']} loss on the buffer of {modality}, last | {entry['final']:.4f} |")
-    return "\n".join(lines)
-
-
 def _network(run: Run) -> str:
-    text = f"Preset `{run.settings['preset']}`, text attention {run.settings['text_attention']}, "
-    text += f"decoder positions {run.settings['decoder_positions']}, width {run.sizes['width']}"
+    given = run.network_settings.items()
+    shown = {name: value for name, value in given if name not in ("modality", "preset") and value is not None}
+    text = ", ".join([f"Preset `{run.settings['preset']}`", *(f"{_words(name)} {shown[name]}" for name in shown)])
+    text += f", width {run.sizes['width']}"
     other = ", ".join(f"{name} {value}" for name, value in run.overrides.items())
     return f"{text}; {f'differs from the preset in: {other}' if other else 'all sizes as in the preset'}."
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _data(options: CardOptions, metadata: Mapping[str, Any]) -> str:

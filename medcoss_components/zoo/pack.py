@@ -15,22 +15,25 @@ weights, the vocabulary, the network's sizes and numbers of metrics.json go in: 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from medcoss_components._version import __version__
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json, sha256_file, write_json
+from medcoss_components.files import atomic_path, read_json, sha256_file
 from medcoss_components.zoo.build import BundleSource, bundle_folders, read_source
 from medcoss_components.zoo.inspection import bundle_problems
 from medcoss_components.zoo.model_card import CardOptions, model_card
+from medcoss_components.zoo.packed_configs import write_configs
+from medcoss_components.zoo.packed_run import Run, check_fits, read_run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PACKAGE = "medcoss_components"
 DISTRIBUTION = "medcoss-components"
@@ -48,33 +51,10 @@ requires-python = ">=3.10"
 dynamic = ["dependencies", "scripts"]
 """
 SUMS_NAME = "SHA256SUMS"
-NETWORK_SETTINGS = ("preset", "text_attention", "decoder_positions")
-"""Settings of a stage that decide what network its weights belong to; keys at the top of the configs."""
-ALIASES = {"inference.json": "infer.json"}
-"""``monai.bundle.load(workflow_type="infer")`` reads ``configs/infer.json``."""
 VENDORED_SUFFIXES = frozenset({".py", ".yaml", ".json", ".md", ".conf"})
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o100644
 BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished stage: where its weights are and what they belong to.
-
-    Attributes:
-        folder: the stage's folder.
-        settings: result-relevant settings of ``stage.json``.
-        metrics: content of ``metrics.json``.
-        overrides: sizes of the network that differ from its preset's, as keywords of ``PretrainingModel``.
-        sizes: every size of the network.
-    """
-
-    folder: Path
-    settings: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    overrides: Mapping[str, Any]
-    sizes: Mapping[str, Any]
 
 
 def pack_bundle(
@@ -90,7 +70,8 @@ def pack_bundle(
 
     Args:
         name: a bundle in ``bundles_dir``.
-        weights: folder of a finished stage, or of a finished chain, whose last stage is taken.
+        weights: folder of a finished stage, of a finished chain, whose last stage is taken, or of a finished
+            fine-tuning.
         to: folder of the zip.
         bundles_dir: folder that holds the bundles.
         with_buffer: also pack the run's materialised buffer, which holds training samples and their ids.
@@ -100,14 +81,14 @@ def pack_bundle(
         Path of the zip.
 
     Raises:
-        InputError: no such bundle; a run that is unfinished, of another modality or contradicts itself; a bundle whose
-            metadata breaks the rules; a buffer that cannot travel. Nothing is written then.
+        InputError: no such bundle; a run that is unfinished, of another task or modality, or contradicts itself; a
+            bundle whose metadata breaks the rules; a buffer that cannot travel. Nothing is written then.
     """
     source = read_source(bundle_folders(bundles_dir, [name])[0])
     if problems := bundle_problems(source.folder):
         raise InputError(f"{source.folder}: {'; '.join(problems)}. Run `medcoss bundles build`.")
     run = read_run(weights)
-    _check_modality(source, run)
+    _check_kind(source, run)
     version = read_json(source.folder / "configs" / "metadata.json")["version"]
     target = Path(to) / f"{name}_{version}.zip"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +101,7 @@ def pack_bundle(
 
 
 def _fill(folder: Path, *, source: BundleSource, run: Run, card: CardOptions, with_buffer: bool) -> None:
-    _write_configs(folder, source=source, run=run)
+    write_configs(folder, source=source, run=run)
     _write_models(folder / "models", run)
     if with_buffer:
         _write_buffer(folder / "models", run)
@@ -133,67 +114,11 @@ def _fill(folder: Path, *, source: BundleSource, run: Run, card: CardOptions, wi
     vendor_package(folder)
 
 
-# ---- the run ----
-
-
-def read_run(path: str | Path) -> Run:
-    """Read a finished stage, or the last stage of a finished chain.
-
-    Raises:
-        InputError: it is not one, or its weights do not belong to the network that it records.
-    """
-    from medcoss_components.networks.presets import resolve_preset
-
-    folder = _stage_folder(Path(path))
-    settings = _finished_settings(folder)
-    metrics = read_json(folder / "metrics.json")
-    preset = resolve_preset(settings["preset"])
-    sizes = {**asdict(preset), **(metrics.get("network") or {})}
-    overrides = {
-        field.name: sizes[field.name]
-        for field in fields(preset)
-        if _plain(sizes[field.name]) != _plain(getattr(preset, field.name))
-    }
-    return Run(folder=folder, settings=settings, metrics=metrics, overrides=overrides, sizes=sizes)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _stage_folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise InputError(f"{path}: no such folder. Give the output folder of a finished stage (--weights RUN).")
-    if not (path / "chain.json").is_file():
-        return path
-    chain = read_json(path / "chain.json")
-    if chain.get("status") != "finished":
-        raise InputError(f"{path}: the chain is {chain.get('status')}, not finished. Run its command again first.")
-    return path / chain["stages"][-1]["folder"]
-
-
-def _finished_settings(folder: Path) -> dict[str, Any]:
-    from medcoss_components.engines.stage import STEPS
-
-    if not (folder / "stage.json").is_file():
-        raise InputError(f"{folder}: holds no stage.json. Give the output folder of a finished stage (--weights RUN).")
-    record = read_json(folder / "stage.json")
-    if missing := [step for step in STEPS if step not in record["steps"]]:
-        raise InputError(
-            f"{folder}: not finished ({', '.join(missing)} not done). Run the same training command again."
-        )
-    if absent := [name for name in (*NETWORK_SETTINGS, "modality") if name not in record["settings"]]:
-        raise InputError(f"{folder / 'stage.json'}: settings lack {', '.join(absent)}. Train with the bundle's config.")
-    return record["settings"]
-
-
-def _check_modality(source: BundleSource, run: Run) -> None:
-    wanted, trained = source.values.get("modality"), run.metrics["modality"]
-    if wanted is not None and wanted != trained:
-        raise InputError(
-            f"{run.folder}: trained on {trained}, while {source.name} is for {wanted}. "
-            f"Give a stage of {wanted}, or pack it as another bundle."
-        )
+def _check_kind(source: BundleSource, run: Run) -> None:
+    """Refuse a run that was trained for something else. The chain bundle takes a stage of any modality."""
+    config = read_json(source.folder / "configs" / "inference.json")
+    chain = (source.folder / "configs" / "stage.json").is_file()
+    check_fits(run, name=source.name, config={**config, "modality": None} if chain else config)
 
 
 # ---- weights ----
@@ -205,7 +130,7 @@ def _write_models(folder: Path, run: Run) -> None:
     from medcoss_components.weights import read_weights, save_weights
 
     state = read_weights(run.folder / "model.pt")
-    _check_weights(state, run)
+    _check_weights(state, run, folder.parent / "configs" / "inference.json")
     ordered = {name: state[name] for name in sorted(state)}
     save_weights(folder / "model.pt", ordered)
     encoder = {name: value for name, value in ordered.items() if name.startswith(ENCODER_PREFIXES)}
@@ -214,25 +139,23 @@ def _write_models(folder: Path, run: Run) -> None:
         shutil.copyfile(run.folder / "vocabulary.json", folder / "vocabulary.json")
 
 
-def _check_weights(state: Mapping[str, Any], run: Run) -> None:
-    """The weights fit, name by name, the network that the packed configs will build."""
+def _check_weights(state: Mapping[str, Tensor], run: Run, config: Path) -> None:
+    """The weights fit, name by name, the network that the packed inference config builds."""
     import torch
 
-    from medcoss_components.networks.pretraining import PretrainingModel
+    from medcoss_components.engines.setup import register_modalities
+    from medcoss_components.zoo.verify_network import build_network, misfits
 
-    settings = {name: run.settings[name] for name in NETWORK_SETTINGS}
+    content = read_json(config)
+    register_modalities(content.get("extra_modalities") or ())
     with torch.device("meta"):
-        wanted = PretrainingModel(**settings, **run.overrides).state_dict()
-    wrong = sorted(
-        name
-        for name in {*state, *wanted}
-        if name not in state or name not in wanted or state[name].shape != wanted[name].shape
-    )
-    if wrong:
-        some = ", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        network = build_network(content)
+    if wrong := misfits(network.state_dict(), state):
+        some = "; ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
         raise InputError(
-            f"{run.folder / 'model.pt'}: does not fit the network that the run records (preset {settings['preset']}, "
-            f"other sizes: {dict(run.overrides) or 'none'}): {some}. Pack the folder as its training left it."
+            f"{run.folder / 'model.pt'}: does not fit the network that the run records (preset "
+            f"{run.settings['preset']}, other sizes: {dict(run.overrides) or 'none'}): {some}. "
+            "Pack the folder as its training left it."
         )
 
 
@@ -251,51 +174,6 @@ def _write_buffer(folder: Path, run: Run) -> None:
     place = str((folder / BUFFER_STORE_NAME).resolve())
     shutil.copytree(buffer.materialised, place)
     write_buffer(replace(buffer, materialised=place, store=place), folder)
-
-
-# ---- configs ----
-
-
-def _write_configs(folder: Path, *, source: BundleSource, run: Run) -> None:
-    (folder / "configs").mkdir(parents=True)
-    for path in sorted((source.folder / "configs").iterdir()):
-        if path.name == "metadata.json":
-            write_json(folder / "configs" / path.name, packed_metadata(read_json(path), run))
-        elif path.suffix == ".json":
-            text = path.read_text(encoding="utf-8").replace(f"bundles/{source.name}/", f"{source.name}/")
-            content = json.loads(text)
-            for name in filter(None, (path.name, ALIASES.get(path.name))):
-                write_json(folder / "configs" / name, packed_config(content, run))
-        else:
-            shutil.copyfile(path, folder / "configs" / path.name)
-
-
-def packed_config(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The config with the defaults that the packed weights need; overlays, which build no network, stay as they are.
-
-    >>> run = Run(Path(), {"preset": "demo"}, {}, {"depth": 2}, {"vocabulary_size": 4000})
-    >>> packed_config({"preset": "vit_base", "seed": 0, "network_def": {"_target_": "x"}}, run)
-    {'preset': 'demo', 'seed': 0, 'network_def': {'_target_': 'x', 'depth': 2}}
-    """
-    if "network_def" not in config and "stage_settings" not in config:
-        return dict(config)
-    packed = {key: run.settings[key] if key in NETWORK_SETTINGS else value for key, value in config.items()}
-    if "vocabulary_size" in packed:
-        packed["vocabulary_size"] = min(packed["vocabulary_size"], run.sizes["vocabulary_size"])
-    if "network_def" in packed:
-        packed["network_def"] = {**packed["network_def"], **run.overrides}
-    return packed
-
-
-def packed_metadata(metadata: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The metadata with the measured loss and the width of the packed network's features."""
-    packed = json.loads(json.dumps(metadata))
-    if run.metrics.get("validation_loss") is not None:
-        packed["eval_metrics"] = {"validation_pretext_loss": run.metrics["validation_loss"]}
-    output = packed["network_data_format"]["outputs"].get("pred", {})
-    if output.get("format") == "features":
-        output["spatial_shape"] = [run.sizes["width"]]
-    return packed
 
 
 # ---- the package ----

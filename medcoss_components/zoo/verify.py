@@ -15,7 +15,7 @@ from medcoss_components.zoo import inspection
 from medcoss_components.zoo.runtime import check_settings
 from medcoss_components.zoo.verify_network import check_network, check_onnx, check_torchscript, check_weights
 from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, root_cause
-from medcoss_components.zoo.verify_workflow import check_properties, check_training
+from medcoss_components.zoo.verify_workflow import check_inference, check_properties, check_training
 
 OK, FAILED, NOT_RUN = "ok", "failed", "not run"
 
@@ -84,6 +84,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "weights": check_weights,
     "properties": check_properties,
     "training": check_training,
+    "inference": check_inference,
     "torchscript": check_torchscript,
     "onnx": check_onnx,
 }

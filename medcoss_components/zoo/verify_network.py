@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,9 @@ from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, 
 SMALL_PRESET = "demo"
 SMALL_IDS = 999
 """Largest id given to a small network: its vocabulary is shorter than the declared one."""
+SMALL_LENGTH = 48
+SMALL_SPATIAL = {2: (64, 64), 3: (32, 64, 64)}
+"""Number of axes -> size of a small input; multiples of every patch."""
 EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
 
@@ -48,6 +51,10 @@ class TensorFormat:
             raise CheckFailed(f"network_data_format: dtype {entry.get('dtype')!r} of {name} is no torch dtype")
         shape = (1, entry["num_channels"], *entry.get("spatial_shape", ()))
         return cls(name, shape, dtype, tuple(entry.get("value_range", ())))
+
+    def resized(self, shape: Sequence[int] | None) -> TensorFormat:
+        """This format for an input of ``shape``, (L,) or (C, ...); None changes nothing."""
+        return self if shape is None else replace(self, shape=(1, *shape))
 
     def draw(self, generator: torch.Generator, highest: int | None = None) -> Tensor:
         """A random tensor of this format; ids reach both ends of the range."""
@@ -99,11 +106,21 @@ def network_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(item.get_config())
 
 
+def small_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that make a config's network small: the demo preset, and a small input where its size can be set."""
+    settings: dict[str, Any] = {"preset": SMALL_PRESET} if "preset" in config else {}
+    if config.get("input_shape"):
+        channels, *spatial = config["input_shape"]
+        small = SMALL_SPATIAL.get(len(spatial))
+        settings["input_shape"] = [channels, *small] if small else [min(channels, SMALL_LENGTH)]
+    return settings
+
+
 def small_network(subject: Subject) -> nn.Module:
-    """The bundle's network, in the demo preset when it has presets, from a fixed seed."""
+    """The bundle's network, as small as its config allows, from a fixed seed."""
     config = subject.networks[subject.training]
     torch.manual_seed(0)
-    return build_network(config, **({"preset": SMALL_PRESET} if "preset" in config else {}))
+    return build_network(config, **small_settings(config))
 
 
 def check_network(subject: Subject) -> str:
@@ -115,17 +132,23 @@ def check_network(subject: Subject) -> str:
         if different := differences(settings[first], settings[name]):
             raise CheckFailed(f"network_def of {first} and {name} differ: {'; '.join(different)}")
     inputs = [entry.draw(torch.Generator().manual_seed(1)) for entry in declared(subject, "inputs")]
-    (expected, *_), outputs = declared(subject, "outputs"), {}
+    (expected, *_) = declared(subject, "outputs")
     network = build_network(networks[first])
-    for name in (first, "inference"):
-        model = network if name == first else _twin(networks[name], network)
-        with torch.no_grad():
-            outputs[name] = model(*inputs)
-        expected.check(outputs[name])
-    if not torch.equal(outputs[first], outputs["inference"]):
-        raise CheckFailed(f"networks of {first} and inference give different outputs from the same weights")
+    with torch.no_grad():
+        output = network(*inputs)
+        expected.check(output)
+        _compare_twin(subject, network)
     shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
-    return f"{shapes} -> {tuple(outputs[first].shape)}"
+    return f"{shapes} -> {tuple(output.shape)}"
+
+
+def _compare_twin(subject: Subject, network: nn.Module) -> None:
+    """The inference network gives the outputs of the training network, from the same weights."""
+    twin = _twin(subject.networks["inference"], network)
+    inputs = _small_inputs(subject, network, 1)
+    expected, found = network(*inputs), twin(*inputs)
+    if expected.shape != found.shape or not torch.equal(expected, found):
+        raise CheckFailed(f"networks of {subject.training} and inference give different outputs from the same weights")
 
 
 def _twin(config: Mapping[str, Any], network: nn.Module) -> nn.Module:
@@ -145,17 +168,21 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor], *, assign: bo
     Raises:
         CheckFailed: naming the first few that do not.
     """
-    wanted = network.state_dict()
+    problems = misfits(network.state_dict(), state)
+    if problems:
+        raise CheckFailed(f"{len(problems)} tensors do not fit: {'; '.join(problems[:4])}")
+    network.load_state_dict(state, strict=True, assign=assign)
+
+
+def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Tensors of ``state`` that are missing, unknown or of another shape than in ``wanted``, one line each."""
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]
-    problems += [
+    return problems + [
         f"{name} has {tuple(state[name].shape)}, the network {tuple(value.shape)}"
         for name, value in wanted.items()
         if name in state and state[name].shape != value.shape
     ]
-    if problems:
-        raise CheckFailed(f"{len(problems)} tensors do not fit: {'; '.join(problems[:4])}")
-    network.load_state_dict(state, strict=True, assign=assign)
 
 
 def check_weights(subject: Subject) -> str:
@@ -191,8 +218,8 @@ def flat_state(path: Path) -> Mapping[str, Tensor]:
 
 def check_torchscript(subject: Subject) -> str:
     """``torch.jit.script``, else ``torch.jit.trace``, gives the outputs of the network on inputs it has not seen."""
-    network, formats = small_network(subject), declared(subject, "inputs")
-    seen, fresh = _small_inputs(formats, 1), _small_inputs(formats, 2)
+    network = small_network(subject)
+    seen, fresh = (_small_inputs(subject, network, seed) for seed in (1, 2))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -211,13 +238,13 @@ def check_onnx(subject: Subject) -> str:
         raise NotRun(f"{', '.join(missing)} not installed; pip install 'medcoss-components[export]'")
     import onnxruntime
 
-    network, formats = small_network(subject), declared(subject, "inputs")
+    network = small_network(subject)
     path = subject.scratch / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, _small_inputs(formats, 1), str(path), dynamo=True, verbose=False)
+        torch.onnx.export(network, _small_inputs(subject, network, 1), str(path), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    fresh = _small_inputs(formats, 2)
+    fresh = _small_inputs(subject, network, 2)
     names = [entry.name for entry in session.get_inputs()]
     found = session.run(None, {name: value.numpy() for name, value in zip(names, fresh, strict=True)})[0]
     with torch.no_grad():
@@ -228,9 +255,13 @@ def _first_line(error: Exception) -> str:
     return str(error).split("\n", 1)[0].rstrip(":")
 
 
-def _small_inputs(formats: list[TensorFormat], seed: int) -> tuple[Tensor, ...]:
+def _small_inputs(subject: Subject, network: nn.Module, seed: int) -> tuple[Tensor, ...]:
+    """Random inputs of a small network; ids are those that its word table has."""
+    shape = small_settings(subject.networks[subject.training]).get("input_shape")
     generator = torch.Generator().manual_seed(seed)
-    return tuple(entry.draw(generator, highest=SMALL_IDS) for entry in formats)
+    words = getattr(getattr(network, "sizes", None), "vocabulary_size", SMALL_IDS + 1)
+    formats = [entry.resized(shape) for entry in declared(subject, "inputs")]
+    return tuple(entry.draw(generator, highest=min(SMALL_IDS, words - 1)) for entry in formats)
 
 
 def _compare(found: Tensor, expected: Tensor, what: str) -> str:

@@ -1,6 +1,7 @@
-"""Checks that run a bundle's workflows: MONAI's properties, and two training steps on synthetic data.
+"""Checks that run a bundle's workflows on synthetic data: MONAI's properties, two training steps, what follows them.
 
-The network is the demo preset where the bundle has presets; everything is written to a scratch folder.
+The network is the demo preset where the bundle has presets, with a small input where that can be set; everything is
+written to a scratch folder.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.files import read_json
+from medcoss_components.zoo.verify_network import small_settings
 from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, root_cause
 
 SAMPLES = 4
+VOLUME = (24, 48, 48)
+"""Size of synthetic volumes (z, y, x): about one small input, so that few windows cover them."""
 BRIEF = {
     "preset": "demo",
     "batch_size": 2,
@@ -27,9 +31,13 @@ BRIEF = {
     "preparation_workers": 1,
     "log_interval": 1,
     "vocabulary_size": 300,
+    "iterations_per_epoch": 2,
+    "overlap": 0.25,
     "mlflow": False,
 }
 """Settings for a run of a few seconds; a config is given those that it has."""
+OUTPUT_FILES = {"evaluate": "evaluation.json", "inference": "embeddings.parquet"}
+"""Config -> the file that it writes where it has no output_dir."""
 KINDS = {"train": "train", "stage": "train", "evaluate": "eval", "inference": "infer"}
 
 
@@ -65,6 +73,24 @@ def check_training(subject: Subject) -> str:
     return f"{len(steps)} steps, loss {rows[0]['loss']:.3g} to {rows[-1]['loss']:.3g}"
 
 
+def check_inference(subject: Subject) -> str:
+    """Evaluation and inference run on the weights of that training and leave files."""
+    weights = str(_trained(subject))
+    written = []
+    for name in ("evaluate", "inference"):
+        place = subject.scratch / name
+        try:
+            with _workflow(subject, name, weights=weights) as workflow:
+                workflow.run()
+        except Exception as error:  # a run can raise anything; the config at fault is named
+            raise CheckFailed(f"{name}: {root_cause(error)}") from error
+        files = sorted(path.name for path in place.rglob("*") if path.is_file())
+        if not files:
+            raise CheckFailed(f"{name}: its run left no file")
+        written.append(f"{name}: {len(files)} files")
+    return ", ".join(written)
+
+
 def _finite(loss: Any) -> bool:
     return isinstance(loss, int | float) and math.isfinite(loss)
 
@@ -82,9 +108,12 @@ def _trained(subject: Subject) -> Path:
 
 
 def _manifest(subject: Subject) -> tuple[str, str]:
-    """Modality and manifest of synthetic data for a bundle."""
+    """Modality and manifest of synthetic data for a bundle, labelled as its task needs it."""
+    from medcoss_components.data.modalities import get_modality
     from medcoss_components.data.synthetic import synthetic_manifest
     from medcoss_components.engines.setup import register_modalities
+    from medcoss_components.networks.classification import class_names
+    from medcoss_components.networks.segmentation import region_values
 
     config = subject.networks[subject.training]
     modality = config.get("modality")
@@ -93,20 +122,35 @@ def _manifest(subject: Subject) -> tuple[str, str]:
     register_modalities(config.get("extra_modalities") or ())
     folder = subject.scratch / "data"
     if not (folder / "manifest.json").is_file():
-        synthetic_manifest(folder, modality, count=SAMPLES, validation=2)
+        classes = class_names(config["classes"]) if config.get("classes") else None
+        regions = region_values(config["regions"]) if config.get("regions") else None
+        task, each = bool(classes or regions), len(classes or ())
+        synthetic_manifest(
+            folder,
+            modality,
+            count=max(SAMPLES, each),
+            validation=max(2, each),
+            testing=max(2, each) if task else 0,
+            classes=classes,
+            regions=regions,
+            shape=VOLUME if task and get_modality(modality).dimension == 3 else None,
+        )
     return modality, str(folder / "manifest.json")
 
 
 def _settings(subject: Subject, name: str) -> dict[str, Any]:
     modality, manifest = _manifest(subject)
+    place = subject.scratch / ("run" if name == "train" else name)
     wanted = {
         **BRIEF,
+        **small_settings(subject.configs[name]),
         "modality": modality,
         "data_manifest": manifest,
+        "input": manifest,
         "stages": [{"modality": modality, "data_manifest": manifest}],
         "store_dir": str(subject.scratch / "store"),
-        "output_dir": str(subject.scratch / ("run" if name == "train" else "unused")),
-        "output_file": str(subject.scratch / "output.parquet"),
+        "output_dir": str(place),
+        "output_file": str(place / OUTPUT_FILES[name]) if name in OUTPUT_FILES else None,
     }
     return {key: value for key, value in wanted.items() if key in subject.configs[name]}
 

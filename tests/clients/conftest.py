@@ -1,14 +1,18 @@
-"""A run trained by a bundle's own config on synthetic radiographs, and the zip packed from it."""
+"""Runs trained by the bundles' own configs on synthetic data, and the zips packed from them."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+import sys
+import sysconfig
 import textwrap
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,21 @@ BUNDLES = ROOT / "bundles"
 NAME = "medcoss_xray_pretraining"
 BRIEF = {"max_epochs": 1, "warmup_epochs": 0, "batch_size": 4, "num_workers": 0, "mlflow": False}
 """Settings of a short training run."""
+TASK_BRIEF = {"max_epochs": 1, "batch_size": 2, "num_workers": 0, "preparation_workers": 1, "vocabulary_size": 300}
+TASK_BRIEF |= {"iterations_per_epoch": 2, "overlap": 0.25, "mlflow": False, "precision": "float32"}
+"""The same for fine-tuning; a config is given those that it has."""
+INPUTS = {1: [24], 2: [3, 32, 48], 3: [1, 16, 32, 32]}
+"""Number of axes -> small input of a task's network."""
+FILES = {2: (40, 56), 3: (20, 40, 36)}
+"""Number of axes -> size of the synthetic files."""
+TASKS = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/train.json") if "pretraining" not in str(path))
+QUICK = ("pubmed_abstract_classification", "gland_pathology_segmentation", "covid_ct_classification")
+"""Tasks that every run of the tests goes through; the others are slow tests: the same code on other settings."""
+each_task = pytest.mark.parametrize(
+    "task",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in TASKS],
+    indirect=True,
+)
 
 
 def page_commands(page: Path) -> str:
@@ -58,6 +77,87 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path
     return folder / "run"
 
 
+@dataclass(frozen=True)
+class Task:
+    """A packed downstream bundle with the run and the data that it comes from."""
+
+    name: str
+    run: Path
+    packed: Path
+    manifest: Path
+    settings: dict[str, Any]
+
+    @property
+    def dimension(self) -> int:
+        return max(1, len(self.settings["input_shape"]) - 1)
+
+    @property
+    def kind(self) -> str:
+        return self.name.rpartition("_")[2]
+
+    def unpack(self, to: Path) -> Path:
+        with zipfile.ZipFile(self.packed) as archive:
+            archive.extractall(to)
+        return to / self.name
+
+
+def task_data(folder: Path, config: dict[str, Any], **counts: int) -> Path:
+    """Manifest of a task's synthetic data; its files lie beside it."""
+    from medcoss_components.data.synthetic import synthetic_manifest
+
+    labels = {key: config[key] for key in ("classes", "regions") if key in config}
+    axes = len(config["input_shape"]) - 1
+    shape = FILES.get(axes)
+    return synthetic_manifest(folder, config["modality"], shape=shape, **labels, **counts)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def make_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Task]:
+    """``make_task(name)``: train the bundle's own train.json with a tiny network and pack the run; once each."""
+    made: dict[str, Task] = {}
+
+    def make(name: str) -> Task:
+        if name not in made:
+            made[name] = _train_and_pack(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return make
+
+
+def _train_and_pack(name: str, folder: Path) -> Task:
+    from monai.bundle import create_workflow
+
+    from medcoss_components.files import read_json
+    from medcoss_components.zoo.pack import pack_bundle
+
+    config = read_json(BUNDLES / name / "configs" / "train.json")
+    settings = {"preset": "demo", "input_shape": INPUTS[max(1, len(config["input_shape"]) - 1)]}
+    settings |= {key: value for key, value in TASK_BRIEF.items() if key in config}
+    if "size" in (config["preparation"] or {}):
+        settings["preparation"] = {"size": [48, 64]}
+    each = len(config.get("classes", ())) or 2
+    manifest = task_data(folder / "data", config, count=max(4, each), validation=each, testing=each)
+    places = {"data_manifest": str(manifest), "store_dir": str(folder / "store"), "output_dir": str(folder / "run")}
+    workflow = create_workflow(
+        config_file=str(BUNDLES / name / "configs" / "train.json"),
+        workflow_type="train",
+        logging_file=False,
+        **settings,
+        **places,
+        **{"network_def#depth": 2},
+    )
+    workflow.run()
+    workflow.finalize()
+    packed = pack_bundle(name, weights=folder / "run", to=folder / "dist", bundles_dir=BUNDLES)
+    return Task(name, folder / "run", packed, manifest, {**config, **settings})
+
+
+@pytest.fixture
+def task(request: pytest.FixtureRequest, make_task: Callable[[str], Task]) -> Task:
+    """The packed task bundle that ``each_task`` names."""
+    return make_task(request.param)
+
+
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory, run_folder: Path) -> Path:
     """The zip."""
@@ -85,3 +185,28 @@ def shell() -> Callable[..., str]:
         return done.stdout
 
     return call
+
+
+@pytest.fixture
+def fresh_python(tmp_path: Path) -> Path:
+    """Python of a new environment that has this environment's packages, but not ours.
+
+    Links stand for an installation, because there is no network; ``.pth`` files, by which this package is installed for
+    development, are left out.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    links = tmp_path / "packages"
+    links.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "medcoss" not in entry.name and entry.suffix != ".pth":
+            (links / entry.name).symlink_to(entry)
+    (place,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (place / "others.pth").write_text(f"{links}\n")
+    return tmp_path / "venv" / "bin" / "python"
+
+
+def offline(python: Path) -> dict[str, str]:
+    """Variables for programs of a fresh environment that must not reach a network."""
+    path = f"{python.parent}:/usr/bin:/bin"
+    proxies = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    return {"PYTHONPATH": "", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PATH": path, **proxies}

@@ -1,4 +1,4 @@
-"""Federated averaging with MONAI's client: two sites, two rounds, over the packed pre-training bundle.
+"""Federated averaging with MONAI's client: two sites, two rounds, over packed pre-training and fine-tuning bundles.
 
 ``MonaiAlgo`` (MONAI 1.6.1) takes ``train#trainer``, a ``SupervisedTrainer``, from train.json and ``validate#evaluator``
 from train.json with evaluate.json merged over it. It sets ``bundle_root`` and ``max_epochs`` itself and lengthens
@@ -9,6 +9,7 @@ nested checkpoint files, which there are none of.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from medcoss_components.data.synthetic import synthetic_manifest
 from medcoss_components.errors import InputError
 from medcoss_components.weights import read_weights
 
-from .conftest import BRIEF
+from .conftest import BRIEF, TASK_BRIEF, Task, task_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file", "ignore::UserWarning")
 
@@ -87,3 +88,48 @@ def test_the_planned_learning_rate_is_not_stretched_in_silence(unpacked: Path, t
     client.train(ExchangeObject(weights=dict(weights)))
     with pytest.raises(InputError, match=r"set train#handlers to \[\]"):
         client.train(ExchangeObject(weights=dict(weights)))
+
+
+@pytest.mark.parametrize("name", ["pubmed_abstract_classification", "gland_pathology_segmentation"])
+def test_two_clients_fine_tune_a_task(name: str, make_task: Callable[[str], Task], tmp_path: Path) -> None:
+    """Two rounds of a downstream bundle; the sites have data of their own and one common vocabulary."""
+    task = make_task(name)
+    sites = [_task_client(task, tmp_path / f"site{number}", number) for number in range(2)]
+    weights = read_weights(task.run)
+    scores = []
+    for _ in range(2):
+        differences, iterations = [], []
+        for site in sites:
+            site.train(ExchangeObject(weights=dict(weights)))
+            answer = site.get_weights()
+            differences.append(answer.weights)
+            iterations.append(answer.statistics[FlStatistics.NUM_EXECUTED_ITERATIONS])
+        mean = average(differences, [count / sum(iterations) for count in iterations])
+        assert max(float(change.abs().max()) for change in mean.values()) > 0
+        weights = {key: weights[key] + mean[key] for key in weights}
+        answers = [site.evaluate(ExchangeObject(weights=dict(weights))).metrics for site in sites]
+        scores.append([answer["accuracy" if task.kind == "classification" else "dice"] for answer in answers])
+    assert all(0 <= score <= 1 for scores_of_round in scores for score in scores_of_round)
+    for site in sites:
+        assert site.trainer.state.epoch == 2
+        site.finalize()
+
+
+def _task_client(task: Task, folder: Path, number: int) -> MonaiAlgo:
+    bundle = task.unpack(folder)
+    each = len(task.settings.get("classes", ())) or 2
+    manifest = task_data(
+        folder / "data", task.settings, count=max(4, each) * (1 + number), validation=each, seed=number
+    )
+    data = {"data_manifest": str(manifest), "store_dir": str(folder / "store"), "num_workers": 0}
+    text = {"vocabulary": str(bundle / "models" / "vocabulary.json")} if task.dimension == 1 else {}
+    brief = {key: value for key, value in TASK_BRIEF.items() if key in task.settings and key != "max_epochs"}
+    own = {"output_dir": str(folder / "run"), "train#handlers": [], **text}
+    client = MonaiAlgo(
+        bundle_root=bundle.name,
+        local_epochs=1,
+        train_kwargs={**brief, **data, **own},
+        eval_kwargs={**data, **text, "split": "validation", "precision": "float32"},
+    )
+    client.initialize({ExtraItems.CLIENT_NAME: f"site{number}", ExtraItems.APP_ROOT: str(folder)})
+    return client

@@ -7,8 +7,6 @@ unpacking. ``load`` reads ``configs/<workflow_type>.json``, so "infer" needs ``c
 from __future__ import annotations
 
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from monai.bundle import create_workflow, download, load
 
 from medcoss_components.weights import read_weights
 
-from .conftest import BRIEF, NAME, ROOT, page_commands
+from .conftest import BRIEF, NAME, ROOT, offline, page_commands
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file", "ignore:No hash value provided")
 
@@ -66,24 +64,6 @@ def test_create_workflow_from_another_folder(
     assert (unpacked / "output" / "metrics.json").is_file()
 
 
-@pytest.fixture
-def fresh_python(tmp_path: Path) -> Path:
-    """Python of a new environment that has this environment's packages, but not ours.
-
-    Links stand for an installation, because there is no network; ``.pth`` files, by which this package is installed for
-    development, are left out.
-    """
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
-    links = tmp_path / "packages"
-    links.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "medcoss" not in entry.name and entry.suffix != ".pth":
-            (links / entry.name).symlink_to(entry)
-    (place,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    (place / "others.pth").write_text(f"{links}\n")
-    return tmp_path / "venv" / "bin" / "python"
-
-
 PAGE = ROOT / "docs" / "use-one-bundle.md"
 
 
@@ -98,13 +78,10 @@ def test_fresh_environment(
     (here / packed.name).symlink_to(packed)
     for entry in manifest.parent.iterdir():
         (here / "data" / entry.name).symlink_to(entry)
-    path = f"{fresh_python.parent}:/usr/bin:/bin"
-    offline = {"PYTHONPATH": "", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PATH": path}
-    offline |= {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
 
     absent = subprocess.run([fresh_python, "-c", "import medcoss_components"], cwd=here, env={}, capture_output=True)
     assert absent.returncode == 1 and b"ModuleNotFoundError" in absent.stderr
-    printed = shell(["bash", "-e", "-c", page_commands(PAGE)], here, **offline)
+    printed = shell(["bash", "-e", "-c", page_commands(PAGE)], here, **offline(fresh_python))
     assert str(tmp_path / "venv") in printed  # where the package was imported from
     table = pyarrow.parquet.read_table(here / "embeddings.parquet")
     assert len(table) == 6 and len(table["embedding"][0]) == 128

@@ -63,6 +63,12 @@ def test_deep_merge_replaces_all_but_mappings_and_changes_no_argument() -> None:
     assert base == {"a": {"x": 1, "y": [1]}, "b": 1} and overlay["a"] == {"y": [2], "z": 3}
 
 
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("one: &one {x: 1, y: 2}\ntwo: {<<: *one, y: 3}\n")
+    assert read_yaml(path) == {"one": {"x": 1, "y": 2}, "two": {"x": 1, "y": 3}}
+
+
 def test_merge_under_keeps_the_order_of_the_content() -> None:
     merged = merge_under({"z": 1, "a": {"q": 1}}, {"b": 2, "a": {"q": 0, "p": 3}, "z": 9})
     assert list(merged) == ["z", "a", "b"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 import yaml
 
 from medcoss_components import cli
+from medcoss_components.data import modalities
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, sha256_file, write_json
 from medcoss_components.networks.pretraining import PretrainingModel
@@ -22,9 +22,11 @@ from medcoss_components.zoo import pack, wheel
 from medcoss_components.zoo.inspection import bundle_problems, config_problems, workflow_configs
 from medcoss_components.zoo.model_card import CardOptions
 from medcoss_components.zoo.pack import pack_bundle
+from medcoss_components.zoo.verify import CHECKS, verify_bundle
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 NAME = "medcoss_xray_pretraining"
+CHAIN = "medcoss_continual_pretraining"
 SIZES = {"width": 24, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 SIZES |= {"vocabulary_size": 60, "text_positions": 16, "grid_3d": [1, 2, 2]}
 METRICS = {"stage": "secret name", "modality": "xray", "samples": 7, "epochs": 2, "iterations": 4, "parameters": 11}
@@ -35,17 +37,21 @@ STEPS = ("train", "evaluate", "embed", "select", "artefacts")
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished stage of preset demo with other sizes, as its training leaves it."""
-    folder = tmp_path / "somewhere private" / "02_xray"
+    return finished_stage(tmp_path / "somewhere private" / "02_xray")
+
+
+def finished_stage(folder: Path, modality: str = "xray", **sizes: object) -> Path:
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    save_weights(
-        folder / "model.pt", PretrainingModel(preset="demo", decoder_positions="learned", **SIZES).state_dict()
-    )
-    network = {"preset": "demo", "text_attention": "bidirectional", "decoder_positions": "learned"}
-    settings = {"modality": "xray", **network, "seed": 0}
+    sizes = {**SIZES, **sizes}
+    network = PretrainingModel(preset="demo", decoder_positions="learned", **sizes)  # type: ignore[arg-type]
+    save_weights(folder / "model.pt", network.state_dict())
+    settings = {"modality": modality, "preset": "demo", "text_attention": "bidirectional", "seed": 0}
+    settings |= {"decoder_positions": "learned"}
     write_json(folder / "stage.json", {"format": 1, "settings": settings, "steps": dict.fromkeys(STEPS, {})})
     rehearsal = {"report": {"kind": "distillation", "first": 0.5, "final": 0.25, "buffer_size": 2}}
-    write_json(folder / "metrics.json", METRICS | {"network": SIZES, "rehearsal": rehearsal})
+    metrics = METRICS | {"modality": modality, "network": sizes, "rehearsal": rehearsal}
+    write_json(folder / "metrics.json", metrics)
     write_json(folder / "buffer.json", {"exemplars": [{"id": "patient-0815"}]})
     write_json(folder / "vocabulary.json", {"word": "pieces"})
     return folder
@@ -55,7 +61,7 @@ def unpack(path: Path, to: Path) -> Path:
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         archive.extractall(to)
-    return to / NAME
+    return to / path.name.rpartition("_")[0]
 
 
 def change(file: Path, **entries: object) -> None:
@@ -211,7 +217,7 @@ class TestRefusals:
     def test_no_such_run(self, run: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="absent: no such folder"):
             self.pack(tmp_path / "absent", tmp_path)
-        with pytest.raises(InputError, match="holds no stage.json"):
+        with pytest.raises(InputError, match="holds no stage.json or run.json"):
             self.pack(tmp_path, tmp_path)
 
     def test_unfinished(self, run: Path, tmp_path: Path) -> None:
@@ -263,13 +269,69 @@ class TestChain:
         with pytest.raises(InputError, match="the chain is running, not finished"):
             pack.read_run(chain)
 
-    def test_chain_bundle(self, run: Path, tmp_path: Path) -> None:
-        name = "medcoss_continual_pretraining"
-        change(run / "metrics.json", modality="pathology")
-        path = pack_bundle(name, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES)
-        with zipfile.ZipFile(path) as archive:
-            train, stage = (json.loads(archive.read(f"{name}/configs/{file}.json")) for file in ("train", "stage"))
-        assert train["preset"] == "demo" and "network_def" not in train and stage["network_def"]["width"] == 24
+    @pytest.mark.parametrize(
+        ("modality", "inputs", "tokens"),
+        [
+            ("pathology", {"format": "RGB", "num_channels": 3, "spatial_shape": [224, 224]}, 14 * 14 + 1),
+            ("xray", {"format": "magnitude", "num_channels": 3, "spatial_shape": [224, 224]}, 14 * 14 + 1),
+            ("mri", {"format": "magnitude", "num_channels": 1, "spatial_shape": [16, 192, 192]}, 12 * 12 + 1),
+            ("report", {"format": "token_ids", "num_channels": 112, "value_range": [0, 59]}, 112),
+        ],
+    )
+    def test_chain_bundle_takes_any_last_stage(self, modality: str, inputs: dict, tokens: int, tmp_path: Path) -> None:
+        run = finished_stage(tmp_path / "run", modality)
+        path = pack_bundle(CHAIN, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES)
+        folder = unpack(path, tmp_path / "unpacked")
+        configs = {path.stem: read_json(path) for path in (folder / "configs").glob("*.json")}
+        assert configs["train"]["preset"] == "demo" and "network_def" not in configs["train"]
+        assert configs["stage"]["network_def"]["width"] == 24 and configs["stage"]["modality"] is None
+        assert configs["inference"]["modality"] == configs["evaluate"]["modality"] == modality
+        (declared,) = configs["metadata"]["network_data_format"]["inputs"].values()
+        assert {key: declared[key] for key in inputs} == inputs
+        assert configs["metadata"]["network_data_format"]["outputs"]["pred"]["num_channels"] == tokens
+        assert bundle_problems(folder) == []
+
+    def test_chain_with_a_modality_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The registry entry comes from the stage's buffer; afterwards it stands in the packed configs."""
+        entry = {"name": "pack_oct", "dimension": 2, "input_shape": [3, 64, 32], "intensity": "unit_range"}
+        monkeypatch.setattr(modalities, "MODALITIES", dict(modalities.MODALITIES))
+        run = finished_stage(tmp_path / "run", "pack_oct")
+        with pytest.raises(InputError, match="'pack_oct' is not registered"):
+            pack_bundle(CHAIN, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES)
+        write_json(run / "buffer.json", {"modality": entry})
+        folder = unpack(pack_bundle(CHAIN, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES), tmp_path)
+        (packed_entry,) = read_json(folder / "configs" / "inference.json")["extra_modalities"]
+        assert packed_entry["name"] == "pack_oct" and packed_entry["input_shape"] == [3, 64, 32]
+        assert read_json(folder / "configs" / "stage.json")["extra_modalities"] == []
+        output = read_json(folder / "configs" / "metadata.json")["network_data_format"]["outputs"]["pred"]
+        assert output["num_channels"] == 4 * 2 + 1
+
+
+class TestPackedBundle:
+    def test_tokens_follow_the_patches(self, tmp_path: Path) -> None:
+        """Patches of 32 x 56 in 224 x 224: 7 x 4, and the class token."""
+        run = finished_stage(tmp_path / "run", patch_2d=[32, 56], grid_2d=[7, 4])
+        folder = unpack(pack_bundle(NAME, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES), tmp_path)
+        output = read_json(folder / "configs" / "metadata.json")["network_data_format"]["outputs"]["pred"]
+        assert output["num_channels"] == 29 and output["spatial_shape"] == [24]
+
+    @pytest.mark.parametrize("name", [NAME, CHAIN])
+    def test_no_default_leads_out_of_the_bundle(self, name: str, run: Path, tmp_path: Path) -> None:
+        folder = unpack(pack_bundle(name, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES), tmp_path)
+        for path in (folder / "configs").glob("*.json"):
+            assert "../" not in path.read_text() and f"bundles/{name}" not in path.read_text()
+        config = read_json(folder / "configs" / "inference.json")
+        assert config["data_manifest"] == "$@bundle_root + '/dataset/manifest.json'"
+        assert "--weights" not in config["about"]["command"]
+        assert f"{name}/configs/inference.json --data_manifest data/manifest.json" in config["about"]["command"]
+
+    @pytest.mark.parametrize("modality", ["xray", "report"])
+    def test_passes_verification(self, modality: str, tmp_path: Path) -> None:
+        run = finished_stage(tmp_path / "run", modality, text_positions=112, vocabulary_size=400)
+        name = f"medcoss_{modality}_pretraining"
+        folder = unpack(pack_bundle(name, weights=run, to=tmp_path / "dist", bundles_dir=BUNDLES), tmp_path)
+        checks = [check for check in CHECKS if check != "onnx"]
+        assert [str(found) for found in verify_bundle(folder, checks=checks) if found.status != "ok"] == []
 
 
 class TestBuffer:

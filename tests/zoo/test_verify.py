@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -73,6 +74,7 @@ class TestGoodBundles:
             ("medcoss_report_pretraining", "(1, 112) -> (1, 112, 768)"),
             ("medcoss_ct_pretraining", "(1, 1, 16, 192, 192) -> (1, 145, 768)"),
             ("medcoss_continual_pretraining", "(1, 3, 224, 224) -> (1, 197, 768)"),
+            ("pubmed_abstract_classification", "(1, 112) -> (1, 5)"),
         ],
     )
     def test_every_check_passes_on_what_is_shipped(self, name, shapes):
@@ -81,6 +83,7 @@ class TestGoodBundles:
         assert [str(outcome) for outcome in found.values() if outcome.status == "failed"] == []
         assert found["network"].reason == shapes
         assert "steps, loss" in found["training"].reason
+        assert re.fullmatch(r"evaluate: \d+ files, inference: \d+ files", found["inference"].reason)
         assert found["torchscript"].reason.startswith("traced, cannot be scripted: ")
         assert found["onnx"].status == ("ok" if INSTALLED else "not run")
         assert found["weights"].reason == "no models/model.pt and no --weights"
@@ -88,6 +91,12 @@ class TestGoodBundles:
     @pytest.mark.parametrize("name", ["medcoss_xray_pretraining", "medcoss_mri_pretraining"])
     def test_declared_shapes_of_the_others(self, name):
         assert outcomes(BUNDLES / name, "network")["network"].status == "ok"
+
+    def test_exports_of_a_segmentation(self):
+        """Its other checks run on the packed bundle, in tests/clients."""
+        found = outcomes(BUNDLES / "gland_pathology_segmentation", "torchscript", "onnx")
+        assert found["torchscript"].status == "ok", found
+        assert found["onnx"].status == ("ok" if INSTALLED else "not run"), found
 
     def test_tiny_copy_has_no_failure(self, bundle):
         assert [str(outcome) for outcome in outcomes(bundle).values() if outcome.status == "failed"] == []
@@ -259,6 +268,34 @@ class Scriptable(nn.Module):
         return inputs + torch.rand_like(inputs) if self.wrong else inputs * self.two
 
 
+class TestSmallNetworks:
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            ({"preset": "vit_base"}, {"preset": "demo"}),
+            ({"input_shape": [3, 512, 512]}, {"input_shape": [3, 64, 64]}),
+            (
+                {"preset": "vit_base", "input_shape": [1, 64, 192, 192]},
+                {"preset": "demo", "input_shape": [1, 32, 64, 64]},
+            ),
+            ({"input_shape": [112]}, {"input_shape": [48]}),
+            ({"input_shape": [20]}, {"input_shape": [20]}),
+            ({"input_shape": None}, {}),
+        ],
+    )
+    def test_settings(self, config, expected):
+        assert verify_network.small_settings(config) == expected
+
+    def test_ids_are_those_of_the_network(self, bundle):
+        """A packed text bundle may have fewer words than the highest id that is usually drawn."""
+        entry = {"num_channels": 5, "dtype": "int64", "spatial_shape": [], "value_range": [0, 49410]}
+        change(bundle, "metadata", lambda content: input_of(content).update(entry))
+        network = SimpleNamespace(sizes=SimpleNamespace(vocabulary_size=7))
+        with Subject(bundle) as subject:
+            (ids,) = verify_network._small_inputs(subject, network, 0)
+        assert ids.shape == (1, 5) and ids.min() == 0 and ids.max() == 6
+
+
 class TestExports:
     def test_script_where_it_is_possible(self, bundle, monkeypatch):
         monkeypatch.setattr(verify_network, "build_network", lambda config, **settings: Scriptable())
@@ -339,6 +376,15 @@ class TestTraining:
     def test_no_weights_afterwards(self, bundle):
         change(bundle, "train", lambda config: config.update(run=[]))
         assert failure(bundle, "training") == "training left no model.pt"
+
+    @pytest.mark.parametrize("name", ["evaluate", "inference"])
+    def test_evaluation_and_inference_must_leave_files(self, bundle, name):
+        change(bundle, name, lambda config: config.update(run=["$@output_file"]))
+        assert failure(bundle, "inference") == f"{name}: its run left no file"
+
+    def test_run_that_fails_is_named(self, bundle):
+        change(bundle, "inference", lambda config: config.update(run=["$1 / 0"]))
+        assert failure(bundle, "inference") == "inference: ZeroDivisionError: division by zero"
 
     def test_bundle_without_a_modality_is_not_run(self, bundle):
         change(bundle, "train", lambda config: config.pop("modality"))

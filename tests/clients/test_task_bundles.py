@@ -1,0 +1,116 @@
+"""MONAI's clients on the packed downstream bundles: load, workflows from another folder, a fresh environment."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import create_workflow, download, load
+
+from medcoss_components.files import read_json
+from medcoss_components.weights import read_weights
+from medcoss_components.zoo.verify import CHECKS, verify_bundle
+
+from .conftest import Task, each_task, offline
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:parsing config_file", "ignore:No hash value provided", "ignore::UserWarning"
+)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def input_of(task: Task, folder: Path) -> Path:
+    """What a user would give to inference: a folder of images, or a table of texts."""
+    if task.dimension > 1:
+        return task.manifest.parent / "files"
+    content = read_json(task.manifest)
+    texts = [item["text"] for split in ("training", "validation", "testing") for item in content[split]]
+    path = folder / "cases.csv"
+    path.write_text("text\n" + "".join(f'"{text}"\n' for text in texts), encoding="utf-8")
+    return path
+
+
+@each_task
+class TestEachTask:
+    def test_verification(self, task: Task, tmp_path: Path) -> None:
+        checks = [check for check in CHECKS if check != "onnx"]
+        found = list(verify_bundle(task.unpack(tmp_path), checks=checks))
+        assert [str(outcome) for outcome in found if outcome.status != "ok"] == []
+
+    @pytest.mark.parametrize("kind", ["train", "infer"])
+    def test_load(self, kind: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        download(name=task.name, url=task.packed.as_uri(), bundle_dir="zoo", progress=False)
+        network = load(task.name, bundle_dir="zoo", workflow_type=kind, device="cpu")
+        assert isinstance(network, torch.nn.Module)
+        trained, loaded = read_weights(task.run), network.state_dict()
+        assert set(loaded) == set(trained) and all(torch.equal(loaded[name], trained[name]) for name in trained)
+        shape = (1, *task.settings["input_shape"])
+        inputs = torch.ones(shape, dtype=torch.long) if task.dimension == 1 else torch.zeros(shape)
+        outputs = len(task.settings.get("classes") or task.settings["regions"])
+        spatial = shape[2:] if task.kind == "segmentation" else ()
+        assert network(inputs).shape == (1, outputs, *spatial)
+
+    def test_predict_evaluate_and_train_from_another_folder(
+        self, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        bundle = task.unpack(tmp_path / "zoo")
+        quiet = {"logging_file": False, "num_workers": 0}
+
+        def workflow(name: str, kind: str, **settings: object):
+            given = {"config_file": str(bundle / "configs" / f"{name}.json"), "workflow_type": kind}
+            return create_workflow(**given, **quiet, **settings)  # type: ignore[arg-type]
+
+        inference = workflow("inference", "infer", input=str(input_of(task, tmp_path)))
+        assert inference.check_properties() == []
+        inference.run()
+        content = read_json(task.manifest)
+        cases = sum(len(content[split]) for split in ("training", "validation", "testing"))
+        table = rows_of(bundle / "output" / "predictions" / "predictions.csv")  # the default lies beside the bundle
+        assert len(table) == cases
+
+        data = {"data_manifest": str(task.manifest), "mlflow": False}
+        evaluation = workflow("evaluate", "eval", **data)
+        assert evaluation.check_properties() == []
+        evaluation.run()
+        (report,) = (bundle / "output" / "evaluation").rglob("metrics.json")
+        again, before = read_json(report)["metrics"], read_json(task.run / "metrics.json")["testing"]
+        name = "accuracy" if task.kind == "classification" else "dice"
+        assert again[name] == pytest.approx(before[name], abs=0.02)
+
+        brief = {
+            "max_epochs": 1,
+            "batch_size": 2,
+            **({"iterations_per_epoch": 2} if task.kind == "segmentation" else {}),
+        }
+        training = workflow("train", "train", init_weights=str(bundle / "models"), **data, **brief)
+        assert training.check_properties() == []
+        training.run()
+        training.finalize()
+        assert read_json(bundle / "output" / "metrics.json")["task"] == task.kind
+
+
+def test_fresh_environment(
+    fresh_python: Path, make_task: Callable[[str], Task], tmp_path: Path, shell: Callable[..., str]
+) -> None:
+    """From the zip to predictions, as the model card says it; the package comes from the bundle alone."""
+    task = make_task("pubmed_abstract_classification")
+    task.unpack(tmp_path)
+    cases = input_of(task, tmp_path)
+    card = (tmp_path / task.name / "README.md").read_text(encoding="utf-8")
+    command = next(block for block in card.split("\n\n") if "--input cases" in block)
+    lines = [
+        f"(cd {task.name} && sha256sum --quiet -c SHA256SUMS)",
+        f"python -m pip install --quiet --no-deps ./{task.name}",
+        command.strip().replace("--input cases", f"--input {cases.name} --num_workers 0"),
+    ]
+    shell(["bash", "-e", "-c", "\n".join(lines)], tmp_path, **offline(fresh_python))
+    assert len(rows_of(tmp_path / "predictions" / "predictions.csv")) == 15
