@@ -32,9 +32,9 @@ def merged() -> dict[Path, dict]:
 
 
 def test_counts() -> None:
-    # 5 stage bundles with 5 configs, the chain with 5 and stage.json
-    assert len(BUNDLES) == 6
-    assert len(CONFIGS) == 5 * 5 + 6
+    # 5 stage bundles and 9 downstream bundles with 5 configs, the chain with 5 and stage.json
+    assert len(BUNDLES) == 15
+    assert len(CONFIGS) == 14 * 5 + 6
     for bundle in BUNDLES:
         names = {path.stem for path in CONFIGS if path.parents[1] == bundle}
         assert names - {"stage"} == STAGE_CONFIGS

@@ -26,10 +26,11 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("arguments", "shown"),
         [
-            ([], ("sample", "manifest", "bundles", "report")),
+            ([], ("sample", "manifest", "bundles", "benchmark", "report")),
             (["sample"], ("fetch",)),
-            (["manifest"], ("check",)),
-            (["bundles"], ("build",)),
+            (["manifest"], ("build", "check", "show")),
+            (["bundles"], ("build", "verify", "pack")),
+            (["benchmark"], ("run", "show")),
             (["report"], ("Output folder of a chain",)),
         ],
     )
@@ -99,6 +100,16 @@ class TestSample:
         )
         assert medcoss("sample", "fetch")[0] == 0
         assert calls == [(Path("sample_data"), {"modalities": None, "cache": None})]
+
+    @pytest.mark.parametrize(("extra", "made"), [([], ["tasks"]), (["--modality", "ct"], ["ct", "tasks"])])
+    def test_tasks_alone_or_with_modalities(self, extra, made, medcoss, monkeypatch):
+        sample = "medcoss_components.data.sample"
+        monkeypatch.setattr(
+            f"{sample}.fetch_sample", lambda root, *, modalities, cache: {name: root for name in modalities}
+        )
+        monkeypatch.setattr(f"{sample}.fetch_tasks", lambda root, names, *, cache: {"tasks": names[0]})
+        status, out, _ = medcoss("sample", "fetch", "here", "--task", "ct_liver", *extra)
+        assert status == 0 and [line.split()[0] for line in out.splitlines()] == made
 
 
 class TestManifest:

@@ -1,4 +1,4 @@
-"""Handlers of the pre-trainer: schedule, guard against non-finite losses, resume checkpoint, history, progress.
+"""Handlers of the trainers: schedules, guard against non-finite losses, resume checkpoint, history, progress.
 
 Each one attaches to events and, where it has a state, gives it as ``state_dict`` for the resume checkpoint.
 """
@@ -20,8 +20,8 @@ import torch
 from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 
-from medcoss_components.engines.optimisation import WarmupCosine
-from medcoss_components.engines.pretrainer import Pretrainer, loss_terms
+from medcoss_components.engines.optimisation import WarmupCosine, polynomial_decay
+from medcoss_components.engines.trainer import ResumableTrainer, loss_terms
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path, check_archive
 from medcoss_components.progress import progress
@@ -58,7 +58,7 @@ class LearningRateSchedule:
         self.peak, self.warmup_epochs = peak, warmup_epochs
         self.schedule: WarmupCosine | None = None
 
-    def attach(self, engine: Pretrainer) -> None:
+    def attach(self, engine: ResumableTrainer) -> None:
         self.schedule = WarmupCosine(
             peak=self.peak,
             warmup_iterations=round(self.warmup_epochs * engine.state.epoch_length),
@@ -66,7 +66,7 @@ class LearningRateSchedule:
         )
         engine.add_event_handler(Events.ITERATION_STARTED, self)
 
-    def __call__(self, engine: Pretrainer) -> None:
+    def __call__(self, engine: ResumableTrainer) -> None:
         if self.schedule is None:
             raise RuntimeError("attach the schedule to an engine first")
         if engine.state.iteration > self.schedule.total_iterations:
@@ -76,6 +76,39 @@ class LearningRateSchedule:
             )
         for group in engine.optimizer.param_groups:
             group["lr"] = self.schedule(engine.state.iteration)
+
+
+class PolynomialDecay:
+    """Multiplies every group's learning rate by (1 - epoch / max_epochs) ** power, epochs from 0 (METHOD section 8).
+
+    It depends on the iteration number and on the rates at the start alone, so it has no state.
+
+    Args:
+        power: of the decay; 0 keeps the learning rate.
+    """
+
+    def __init__(self, *, power: float = 0.9) -> None:
+        if power < 0:
+            raise InputError(f"decay_power must be at least 0, received {power}")
+        self.power = power
+        self.peaks: list[float] = []
+        self.max_epochs = 0
+
+    def attach(self, engine: ResumableTrainer) -> None:
+        self.peaks = [group["lr"] for group in engine.optimizer.param_groups]
+        self.max_epochs = engine.state.max_epochs
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: ResumableTrainer) -> None:
+        epoch = (engine.state.iteration - 1) // engine.state.epoch_length
+        if epoch >= self.max_epochs:
+            raise InputError(
+                f"epoch {epoch + 1} is past the {self.max_epochs} that the learning rate is planned for and would "
+                "train nothing; federated rounds set train#handlers to []"
+            )
+        factor = polynomial_decay(epoch, self.max_epochs, self.power)
+        for group, peak in zip(engine.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
 
 
 class NonFiniteGuard:
@@ -89,10 +122,10 @@ class NonFiniteGuard:
         self.interval = interval
         self.recent: deque[tuple[int, dict[str, Any]]] = deque()
 
-    def attach(self, engine: Pretrainer) -> None:
+    def attach(self, engine: ResumableTrainer) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def __call__(self, engine: Pretrainer) -> None:
+    def __call__(self, engine: ResumableTrainer) -> None:
         self.recent.append((engine.state.iteration, engine.state.output))
         if engine.state.device.type == "cpu" or len(self.recent) >= self.interval:
             self.check()
@@ -110,7 +143,7 @@ class NonFiniteGuard:
         raise NonFiniteLossError(
             f"iteration {iteration}: the {output['kind']} loss of modality {output['modality']} is "
             f"{float(output[CommonKeys.LOSS])}. Samples of this process: {', '.join(output['ids'])}. Look at them in "
-            "the store, lower base_learning_rate, set max_gradient_norm or precision float32; the last checkpoint was "
+            "the store, lower the learning rate, set max_gradient_norm or precision float32; the last checkpoint was "
             "kept, and the same command goes on from it."
         )
 
@@ -146,20 +179,20 @@ class ResumeCheckpoint:
         self.interrupted = False
         self.former_answer: Any = None
 
-    def attach(self, engine: Pretrainer) -> None:
+    def attach(self, engine: ResumableTrainer) -> None:
         self.written_at = self.started_at = time.monotonic()
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._stop_listening)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_listening_and_raise)
 
-    def __call__(self, engine: Pretrainer) -> None:
+    def __call__(self, engine: ResumableTrainer) -> None:
         if engine.window_closed and (self.interrupted or time.monotonic() - self.written_at >= self.seconds):
             self.save(engine)
             if self.interrupted:
                 raise KeyboardInterrupt
 
-    def _listen(self, engine: Pretrainer) -> None:
+    def _listen(self, engine: ResumableTrainer) -> None:
         """Answer Ctrl-C between two steps: in the middle of one the weights may be half updated."""
         if threading.current_thread() is threading.main_thread():
             self.interrupted, self.former_answer = False, signal.signal(signal.SIGINT, self._on_interrupt)
@@ -174,7 +207,7 @@ class ResumeCheckpoint:
             signal.signal(signal.SIGINT, self.former_answer)
             self.former_answer = None
 
-    def _stop_listening_and_raise(self, engine: Pretrainer, error: BaseException) -> None:
+    def _stop_listening_and_raise(self, engine: ResumableTrainer, error: BaseException) -> None:
         self._stop_listening()
         raise error
 
@@ -183,7 +216,7 @@ class ResumeCheckpoint:
         """Seconds of training so far, those before a resume included."""
         return self.trained_seconds + time.monotonic() - self.started_at
 
-    def save(self, engine: Pretrainer) -> None:
+    def save(self, engine: ResumableTrainer) -> None:
         """Write the checkpoint now (rank 0)."""
         self.guard.check()
         self.written_at = time.monotonic()
@@ -201,7 +234,7 @@ class ResumeCheckpoint:
             torch.save(content, stream)
         self.on_saved()
 
-    def load(self, engine: Pretrainer) -> bool:
+    def load(self, engine: ResumableTrainer) -> bool:
         """Restore the engine from the file; return False when there is none.
 
         Raises:
@@ -245,21 +278,21 @@ class LossHistory:
         self.samples, self.since = 0, time.monotonic()
         self.latest: dict[str, float] = {}
 
-    def attach(self, engine: Pretrainer) -> None:
+    def attach(self, engine: ResumableTrainer) -> None:
         engine.add_event_handler(Events.STARTED, self._restart_clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def _restart_clock(self, engine: Pretrainer) -> None:
+    def _restart_clock(self, engine: ResumableTrainer) -> None:
         self.samples, self.since = 0, time.monotonic()
 
-    def __call__(self, engine: Pretrainer) -> None:
+    def __call__(self, engine: ResumableTrainer) -> None:
         output = engine.state.output
         self.pending.append({key: output[key] for key in (CommonKeys.LOSS, "modality", "kind")})
         self.samples += output["count"]
         if engine.state.iteration % self.interval == 0 or engine.state.iteration == engine.total_iterations:
             self._record(engine)
 
-    def _record(self, engine: Pretrainer) -> None:
+    def _record(self, engine: ResumableTrainer) -> None:
         speed = self.samples / max(1e-9, time.monotonic() - self.since)
         rate = engine.optimizer.param_groups[0]["lr"]
         self.latest = {"samples_per_second": speed}
@@ -306,28 +339,28 @@ class ProgressBar:
         self.description, self.history = description, history
         self.bar: Any = None
 
-    def attach(self, engine: Pretrainer) -> None:
+    def attach(self, engine: ResumableTrainer) -> None:
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
 
-    def _open(self, engine: Pretrainer) -> None:
+    def _open(self, engine: ResumableTrainer) -> None:
         # initial: what a resumed run has behind it
         self.bar = progress(
             description=self.description, total=engine.total_iterations, unit="it", initial=engine.state.iteration
         )
 
-    def __call__(self, engine: Pretrainer) -> None:
+    def __call__(self, engine: ResumableTrainer) -> None:
         latest = self.history.latest
         if latest and engine.state.iteration % self.history.interval == 0:
             losses = {name: f"{value:.4f}" for name, value in latest.items() if name != "samples_per_second"}
             self.bar.set_postfix({**losses, "samples/s": f"{latest['samples_per_second']:.0f}"}, refresh=False)
         self.bar.update()
 
-    def _close(self, engine: Pretrainer) -> None:
+    def _close(self, engine: ResumableTrainer) -> None:
         self.bar.close()
 
-    def _close_and_raise(self, engine: Pretrainer, error: BaseException) -> None:
+    def _close_and_raise(self, engine: ResumableTrainer, error: BaseException) -> None:
         self._close(engine)
         raise error

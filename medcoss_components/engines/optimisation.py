@@ -1,8 +1,9 @@
-"""Optimiser, learning-rate schedule and mixed precision (METHOD section 7)."""
+"""Optimiser, learning-rate schedule and mixed precision (METHOD sections 7 and 8)."""
 
 from __future__ import annotations
 
 import math
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from medcoss_components.errors import InputError
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Setting ``precision`` -> dtype of autocast; None: no autocast."""
+BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
+EMBEDDINGS = ("text_embedding.", "image_embedding.")
 
 
 def check_precision(precision: str, device: torch.device) -> str:
@@ -48,6 +51,74 @@ def pretraining_optimizer(
             (plain if parameter.ndim <= 1 else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(betas), fused=True)
+
+
+def finetuning_optimizer(
+    *,
+    network: torch.nn.Module,
+    learning_rate: float,
+    weight_decay: float = 1e-4,
+    layer_decay: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.AdamW:
+    """AdamW for a task network (METHOD section 8), with a learning rate that may shrink towards the input.
+
+    Of n blocks (k = 0 .. n - 1), block k learns with ``learning_rate * layer_decay ** (n - k)``, the tokenizer with
+    ``layer_decay ** (n + 1)``, the head with the whole rate (BEiT, arXiv 2106.08254; MAE, arXiv 2111.06377).
+    One-dimensional parameters and biases have no weight decay; frozen parameters are left out. The first group is the
+    head's.
+
+    Args:
+        network: a model whose encoder's parameters have the names of
+            :class:`~medcoss_components.networks.pretraining.PretrainingModel`; all others are the head.
+        learning_rate: of the head, before any schedule.
+        weight_decay: of weights.
+        layer_decay: in (0, 1]; 1 gives all layers the same rate.
+        betas: of AdamW.
+
+    Raises:
+        InputError: when ``layer_decay`` is out of range or nothing is left to train.
+    """
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"layer_decay must be above 0 and at most 1, received {layer_decay}")
+    distances = block_distances(network) if layer_decay < 1 else {}
+    groups: dict[tuple[int, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((distances.get(name, 0), parameter.ndim <= 1), []).append(parameter)
+    if not groups:
+        raise InputError("network: every parameter is frozen, there is nothing to train; set freeze_encoder to false")
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr": learning_rate * layer_decay**distance,
+                "weight_decay": 0.0 if plain else weight_decay,
+            }
+            for (distance, plain), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ],
+        lr=learning_rate,
+        betas=(betas[0], betas[1]),
+        fused=True,
+    )
+
+
+def block_distances(network: torch.nn.Module) -> dict[str, int]:
+    """How many layers each parameter is below the head: head 0, last block 1, first block n, tokenizer n + 1."""
+    names = [name for name, _ in network.named_parameters()]
+    blocks = {name: int(found[1]) for name in names if (found := BLOCK.match(name))}
+    count = max(blocks.values(), default=-1) + 1
+    embeddings = {name: count + 1 for name in names if name.startswith(EMBEDDINGS)}
+    return {name: count - blocks[name] if name in blocks else embeddings.get(name, 0) for name in names}
+
+
+def polynomial_decay(epoch: int, max_epochs: int, power: float = 0.9) -> float:
+    """Factor on the learning rate during epoch ``epoch`` (from 0): (1 - epoch / max_epochs) ** power.
+
+    >>> polynomial_decay(0, 4), round(polynomial_decay(2, 4), 4)
+    (1.0, 0.5359)
+    """
+    return (1 - epoch / max_epochs) ** power
 
 
 def scaled_learning_rate(*, base_learning_rate: float, global_batch_size: int, accumulation_steps: int = 1) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ignite.distributed as idist
 import torch
@@ -26,12 +26,16 @@ from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import Store, prepare_store
 from medcoss_components.errors import InputError
 from medcoss_components.networks.initialisation import initialise
-from medcoss_components.networks.pretraining import PretrainingModel
 from medcoss_components.randomness import generator_for
 from medcoss_components.text.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 from medcoss_components.weights import load_initial_weights
 
+if TYPE_CHECKING:
+    from medcoss_components.networks.classification import ClassificationModel
+    from medcoss_components.networks.segmentation import SegmentationModel
+
 logger = logging.getLogger(__name__)
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 VOCABULARY_NAME = "vocabulary.json"
 JOINT_OPTIONS = ("dataset_dir", "preparation", "max_bad_share")
@@ -143,7 +147,7 @@ def joint_datasets(entries: Sequence[Mapping[str, Any]], **options: Any) -> list
 
 def stage_vocabulary(
     *,
-    manifest: str | Path,
+    manifest: str | Path | None,
     modality: str | Mapping[str, Any],
     store_dir: str | Path,
     vocabulary: str | Path | None = None,
@@ -151,8 +155,9 @@ def stage_vocabulary(
     size: int = 4000,
     dataset_dir: str | Path | None = None,
     train: bool = True,
+    carry: bool = True,
 ) -> Vocabulary | None:
-    """The vocabulary of a stage.
+    """The vocabulary of a stage or of a downstream task.
 
     In this order: the file given; the one that came with the weights that the stage starts from; for a text modality, a
     byte-pair vocabulary trained on the training split (kept in ``store_dir``, trained once). None for image stages
@@ -161,14 +166,16 @@ def stage_vocabulary(
     Args:
         size: entries of a newly trained vocabulary.
         train: whether a vocabulary may be trained; False where trained weights are read.
+        carry: whether an image stage hands the vocabulary of its starting weights on; a task on images does not.
 
     Raises:
         InputError: when a given vocabulary file does not exist, or a text modality has none and ``train`` is False.
     """
-    known = vocabulary or _carried_vocabulary(init_weights)
+    is_text = get_modality(modality).dimension == 1
+    known = vocabulary or (_carried_vocabulary(init_weights) if is_text or carry else None)
     if known:
         return load_vocabulary(known)
-    if get_modality(modality).dimension != 1:
+    if not is_text:
         return None
     if not train:
         raise InputError(
@@ -201,25 +208,63 @@ def _carried_vocabulary(init_weights: str | Path | None) -> Path | None:
 
 def initialised_network(
     *,
-    network: PretrainingModel,
+    network: Network,
     init_weights: str | Path | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     parts: str = "encoder",
-) -> PretrainingModel:
+    allow_initialised: Sequence[str] = (),
+) -> Network:
     """Give every parameter its first value from ``seed``, then load encoder, tokenizers and class token from
     ``init_weights``.
 
     Decoder and heads keep their fresh values (METHOD section 7), unless ``parts`` is "all" (evaluation, inference).
+    What was loaded is logged, and kept as text in the network's attribute ``load_report``.
+
+    Args:
+        allow_initialised: beginnings of names that the file may lack; they keep their fresh values.
 
     Raises:
         InputError: when the encoder of the file does not fit.
     """
     initialise(network, generator_for(seed, "initial weights"))
     if init_weights:
-        report = load_initial_weights(network, init_weights, parts=parts)
+        report = load_initial_weights(network, init_weights, parts=parts, allow_initialised=allow_initialised)
         logger.info("%s: %s", init_weights, report)
+        network.__dict__["load_report"] = str(report)
     return network.to(device)
+
+
+def task_network(
+    *,
+    network: ClassificationModel | SegmentationModel,
+    init_weights: str | Path | None = None,
+    freeze_encoder: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    parts: str = "encoder",
+    allow_initialised: Sequence[str] = (),
+) -> ClassificationModel | SegmentationModel:
+    """First values of a downstream network: from ``seed``, then the encoder (or all, ``parts``) of ``init_weights``.
+
+    Args:
+        freeze_encoder: train the head alone (linear probe).
+        parts: "all" for fine-tuned weights (evaluation, inference).
+
+    Raises:
+        InputError: when the weights do not fit.
+    """
+    initialised_network(
+        network=network,
+        init_weights=init_weights,
+        seed=seed,
+        device=device,
+        parts=parts,
+        allow_initialised=allow_initialised,
+    )
+    if freeze_encoder:
+        network.freeze_encoder()
+    return network
 
 
 def rehearsal_buffers(

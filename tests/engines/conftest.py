@@ -15,6 +15,8 @@ from medcoss_components.engines.stage import PretrainingStage
 
 SHAPES = {"report": (14,), "xray": (3, 8, 18), "ct": (1, 6, 8, 12)}
 COUNTS = {"report": 12, "xray": 10, "ct": 5}
+CLASSES = ("small", "large")
+REGIONS = {"organ": [1, 2], "core": [2]}
 FILES = {"report": None, "xray": (16, 36), "ct": (12, 16, 24)}
 
 
@@ -90,3 +92,41 @@ def no_pictures(monkeypatch):
     from medcoss_components.engines import stage
 
     monkeypatch.setattr(stage, "write_previews", lambda stage: (stage.folder / "previews").mkdir(exist_ok=True))
+
+
+@pytest.fixture(scope="session")
+def task_manifests(tmp_path_factory) -> dict[tuple[str, str], Path]:
+    """(task, modality) -> manifest with labels: 8 training, 3 validation and 3 testing items."""
+    folder = tmp_path_factory.mktemp("tasks")
+    labels = {"classification": {"classes": CLASSES}, "segmentation": {"regions": REGIONS}}
+    wanted = [("classification", name) for name in SHAPES] + [("segmentation", name) for name in ("xray", "ct")]
+    counts = {"count": 8, "validation": 3, "testing": 3, "seed": 1}
+    return {
+        (task, name): synthetic_manifest(
+            folder / f"{task}_{name}",
+            get_modality(name, input_shape=SHAPES[name]),
+            shape=FILES[name],
+            **counts,
+            **labels[task],
+        )
+        for task, name in wanted
+    }
+
+
+@pytest.fixture
+def make_task(task_manifests, store_dir, vocabulary, tiny_sizes, monkeypatch):
+    """``make_task(task, modality, **options)``: the parts of a tiny task, see ``task_parts.py``."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from task_parts import build_task
+
+    def build(task, name, **options):
+        return build_task(
+            task=task,
+            manifest=task_manifests[task, name],
+            modality={"name": name, "input_shape": list(SHAPES[name])},
+            store_dir=store_dir,
+            vocabulary=vocabulary if name == "report" else None,
+            **({"sizes": tiny_sizes} | options),
+        )
+
+    return build

@@ -20,8 +20,10 @@ from medcoss_components.engines.setup import (
     stage_vocabulary,
     start_distributed,
     stop_distributed,
+    task_network,
 )
 from medcoss_components.errors import InputError
+from medcoss_components.networks.classification import ClassificationModel
 from medcoss_components.networks.pretraining import PRETEXT_PREFIXES
 from medcoss_components.weights import save_weights
 
@@ -162,6 +164,12 @@ class TestVocabulary:
         vocabulary.save(tmp_path / "vocabulary.json")
         assert self.stage(manifests, tmp_path, modality="xray", init_weights=tmp_path).hash == vocabulary.hash
 
+    def test_tasks_on_images_do_not(self, manifests, vocabulary, tmp_path):
+        vocabulary.save(tmp_path / "vocabulary.json")
+        options = {"init_weights": tmp_path, "carry": False}
+        assert self.stage(manifests, tmp_path, modality="xray", **options) is None
+        assert self.stage(manifests, tmp_path, **options).hash == vocabulary.hash
+
     def test_images_alone_have_none(self, manifests, tmp_path):
         assert self.stage(manifests, tmp_path, modality="xray") is None
         assert self.stage(manifests, tmp_path, modality="xray", init_weights=tmp_path) is None
@@ -198,6 +206,23 @@ class TestNetwork:
         save_weights(tmp_path / "model.pt", tiny_network(width=12).state_dict())
         with pytest.raises(InputError, match="model.pt"):
             initialised_network(network=tiny_network(), init_weights=tmp_path / "model.pt")
+
+    def test_what_may_be_missing_is_named(self, tiny_network, tmp_path):
+        state = tiny_network(seed=3).state_dict()
+        del state["image_embedding.class_token"]
+        save_weights(tmp_path / "model.pt", state)
+        options = {"init_weights": tmp_path, "allow_initialised": ["image_embedding.class_token"]}
+        network = initialised_network(network=tiny_network(), **options)
+        assert "left at initialisation" in network.load_report and "class_token" in network.load_report
+        with pytest.raises(InputError, match="class_token"):
+            initialised_network(network=tiny_network(), **options | {"allow_initialised": []})
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_task_network_can_freeze_its_encoder(self, frozen, tiny_sizes):
+        network = ClassificationModel(preset="demo", modality="report", input_shape=(14,), classes=2, **tiny_sizes)
+        network = task_network(network=network, freeze_encoder=frozen, seed=1)
+        trained = {name.split(".")[0] for name, value in network.named_parameters() if value.requires_grad}
+        assert trained == ({"head"} if frozen else {"head", "encoder", "text_embedding"})
 
 
 class TestBuffers:

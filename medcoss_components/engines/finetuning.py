@@ -1,0 +1,115 @@
+"""Fine-tuning of a task network: classification or segmentation, decided by data, loss and network alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from monai.inferers import Inferer
+
+from medcoss_components.continual.strategies import LossTerm
+from medcoss_components.engines.batches import real_length
+from medcoss_components.engines.optimisation import autocast
+from medcoss_components.engines.task_losses import CLASSIFICATION, SEGMENTATION
+from medcoss_components.engines.trainer import ResumableTrainer
+from medcoss_components.randomness import generator_for
+
+if TYPE_CHECKING:
+    from medcoss_components.data.task_inputs import TaskTransform
+
+
+class FineTuner(ResumableTrainer):
+    """Supervised training of a task network (METHOD section 8).
+
+    Everything random in a step follows from (seed, epoch, step) for the whole global batch, so a resumed run and a run
+    on several ranks see the same draws. ``state.output`` is that of
+    :class:`~medcoss_components.engines.trainer.ResumableTrainer`; ``kind`` is "classification" or "segmentation".
+
+    Args:
+        device: where to train.
+        max_epochs: epochs of the run.
+        train_data_loader: a :class:`~medcoss_components.data.task_loader.ClassificationLoader` or
+            :class:`~medcoss_components.data.task_loader.SegmentationLoader`.
+        network: the task network, holding the weights that the run starts from.
+        optimizer: see :func:`~medcoss_components.engines.optimisation.finetuning_optimizer`.
+        loss_function: ``(logits, targets) ->`` a :class:`~medcoss_components.continual.strategies.LossTerm` or a
+            scalar mean over the samples (any loss of torch or MONAI).
+        preprocessing: turns a stored batch into inputs and targets, see
+            :class:`~medcoss_components.data.task_inputs.TaskTransform`.
+        seed: seed of the run.
+        precision: "float32", "bf16" or "fp16"; the loss is always computed in float32.
+        accumulation_steps: batches per optimiser step.
+        max_gradient_norm: gradient norm is clipped to this; None does not clip.
+        inferer: MONAI inferer that calls the network.
+        train_handlers: further handlers.
+    """
+
+    partly_used = False
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Any,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: Callable[[torch.Tensor, torch.Tensor], LossTerm | torch.Tensor],
+        preprocessing: TaskTransform,
+        seed: int = 0,
+        precision: str = "bf16",
+        accumulation_steps: int = 1,
+        max_gradient_norm: float | None = 12.0,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence[Any] = (),
+    ) -> None:
+        self.preprocessing, self.seed = preprocessing, seed
+        self.kind = SEGMENTATION if hasattr(train_data_loader.dataset, "regions") else CLASSIFICATION
+        self.depth = _branches(network)
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            train_data_loader=train_data_loader,
+            network=network,
+            optimizer=optimizer,
+            loss_function=loss_function,
+            precision=precision,
+            accumulation_steps=accumulation_steps,
+            max_gradient_norm=max_gradient_norm,
+            inferer=inferer,
+            train_handlers=train_handlers,
+        )
+
+    def depth_noise(self, batch: dict[str, Any]) -> torch.Tensor:
+        """(own, 2 * depth) uniform draws for stochastic depth, the own rows of those of the global batch."""
+        generator = generator_for(self.seed, "depth", batch["epoch"], batch["step"])
+        noise = torch.rand(batch["count"], 2 * self.depth, generator=generator)
+        return noise[batch["rows"][: batch["own"]]].to(self.state.device)
+
+    def loss_term(self, batch: dict[str, Any]) -> LossTerm:
+        inputs, targets = self.preprocessing.training(batch, self.state.device)
+        inputs = without_padding(inputs, self.model)
+        arguments = {"depth_noise": self.depth_noise(batch)} if self.depth else {}
+        with autocast(self.precision, self.state.device):
+            logits = self._forward(inputs, **arguments)
+        return self._as_term(self.loss_function(logits.float(), targets), len(inputs))
+
+    def _as_term(self, loss: LossTerm | torch.Tensor, count: int) -> LossTerm:
+        if isinstance(loss, LossTerm):
+            return loss
+        return LossTerm(self.kind, loss * count, torch.tensor(float(count), device=loss.device))
+
+
+def without_padding(inputs: torch.Tensor, network: torch.nn.Module) -> torch.Tensor:
+    """Ids (B, L) without the columns behind the longest text, which no token reads; images as they are."""
+    if inputs.ndim != 2:
+        return inputs
+    return inputs[:, : real_length(inputs != network.pad_id)]
+
+
+def _branches(network: torch.nn.Module) -> int:
+    """Encoder blocks of a network that takes ``depth_noise``; 0 for any other."""
+    takes = "depth_noise" in inspect.signature(network.forward).parameters
+    return network.sizes.depth if takes else 0

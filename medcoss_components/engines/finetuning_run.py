@@ -1,0 +1,316 @@
+"""A fine-tuning run: train and keep the best epoch, evaluate it, write artefacts.
+
+Every step ends with a record in ``run.json``; the same command goes on after the last finished one, and in the middle
+of an epoch when training was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Events
+
+from medcoss_components.engines.finetuning import FineTuner
+from medcoss_components.engines.finetuning_artefacts import (
+    log_defined,
+    report_result,
+    run_metrics,
+    summary_line,
+    write_mistakes,
+)
+from medcoss_components.engines.handlers import (
+    LossHistory,
+    NonFiniteGuard,
+    ProgressBar,
+    ResumeCheckpoint,
+)
+from medcoss_components.engines.records import StepRecord
+from medcoss_components.engines.selection import EpochSelection, metric_names
+from medcoss_components.engines.task_evaluators import SegmentationEvaluator, TaskEvaluator
+from medcoss_components.files import read_json, remove_partial, write_json
+from medcoss_components.text.vocabulary import Vocabulary
+from medcoss_components.tracking.runs import TrackedRun, Tracker, open_tracking
+from medcoss_components.weights import hash_weights, read_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("train", "evaluate", "artefacts")
+CHECKPOINT = "checkpoint.pt"
+RECORD = "run.json"
+
+
+class FineTuning:
+    """A run of fine-tuning, from the first step to the report.
+
+    The folder receives model.pt (weights of the best epoch), metrics.json, history.json (losses), validation.json
+    (metrics of every validated epoch), vocabulary.json (text), run.json, and ``evaluation/validation`` and
+    ``evaluation/testing`` (see :func:`~medcoss_components.tracking.task_report.write_task_report`).
+
+    Args:
+        trainer: the engine, holding network and training data.
+        evaluator: of the validation data; None keeps the last epoch, as ``best_epoch`` and a null score say.
+        output_dir: the run's folder.
+        tester: evaluator of the testing data; used once, with the best weights.
+        name: for MLflow and progress bars; default: the folder's name.
+        settings: result-relevant settings; the folder refuses to go on with others.
+        selection: metrics of the validation data whose sum selects the epoch, joined by "+".
+        validate_every: epochs between two validations; the last epoch is always validated.
+        seed: of the bootstrap intervals.
+        log_interval: iterations between two records.
+        checkpoint_seconds: at least this long between two resume checkpoints.
+        vocabulary: of a text task; it is written beside the weights.
+        show_text: write the texts of the surest mistakes to ``evaluation/<split>/mistakes.csv`` (leave False for
+            patients' data: MLflow keeps the file too).
+        tracking: whether MLflow records the run.
+        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
+        tracking_dir: where that database lies; default: ``output_dir``.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run that this one is nested in.
+    """
+
+    def __init__(
+        self,
+        *,
+        trainer: FineTuner,
+        evaluator: TaskEvaluator | None,
+        output_dir: str | Path,
+        tester: TaskEvaluator | None = None,
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        selection: str = "accuracy+auc+f1",
+        validate_every: int = 1,
+        seed: int = 0,
+        log_interval: int = 20,
+        checkpoint_seconds: float = 300.0,
+        vocabulary: Vocabulary | None = None,
+        show_text: bool = False,
+        tracking: bool = True,
+        tracking_uri: str | None = None,
+        tracking_dir: str | Path | None = None,
+        experiment: str = "medcoss",
+        parent_run_id: str | None = None,
+    ) -> None:
+        self.trainer, self.evaluator, self.tester = trainer, evaluator, tester
+        self.folder = Path(output_dir)
+        self.name = name or self.folder.name
+        self.settings = dict(settings or {})
+        self.seed, self.log_interval, self.checkpoint_seconds = seed, log_interval, checkpoint_seconds
+        self.vocabulary, self.show_text = vocabulary, show_text
+        self.tracking, self.tracking_uri, self.tracking_dir = tracking, tracking_uri, Path(tracking_dir or output_dir)
+        self.experiment, self.parent_run_id = experiment, parent_run_id
+        self.main = idist.get_rank() == 0
+        self.tracked = TrackedRun(self.name)
+        self.selector = EpochSelection(
+            folder=self.folder,
+            evaluator=evaluator,
+            selection=selection,
+            every=validate_every,
+            writes=self.main,
+            on_validated=self._log_validation,
+        )
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.trainer.model
+
+    @property
+    def dataset(self) -> Any:
+        """Training data."""
+        return self.trainer.data_loader.dataset
+
+    @property
+    def evaluators(self) -> dict[str, TaskEvaluator]:
+        """Split -> its evaluator, for those that there are."""
+        given = {"validation": self.evaluator, "testing": self.tester}
+        return {split: evaluator for split, evaluator in given.items() if evaluator is not None}
+
+    def run(self) -> Path:
+        """Run every step that is not recorded as done; return the run's folder."""
+        self._open()
+        if all(self.record.done(step) for step in STEPS):
+            logger.info("%s: finished before, nothing to do", self.name)
+            if self.record.values.get("run_id"):
+                self._tracker().end_run(self.record.values["run_id"])
+            self._clean()
+            return self.folder
+        with self._tracker().start_run(self.name, **self._run_options()) as self.tracked:
+            self.record.values["run_id"] = self.tracked.run_id
+            self._attach_handlers()
+            for step in STEPS:
+                self._run_step(step)
+        self._clean()
+        return self.folder
+
+    def _run_step(self, step: str) -> None:
+        if not self.record.done(step):
+            with self.record.step(step):
+                getattr(self, f"_{step}")()
+                idist.barrier()
+        elif step == "train":
+            self.history.rows = read_json(self.folder / "history.json")["rows"]
+            score = self.record.values["best_score"]
+            self.selector.best = (self.record.values["best_epoch"], math.nan if score is None else score)
+        if step == "train":
+            self.model.load_state_dict(read_weights(self.selector.best_path))
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            remove_partial(self.folder)
+        self.record = StepRecord(self.folder / RECORD, settings=self._identity(), writes=self.main)
+        idist.barrier()
+        self.record.save()
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides the result: the settings, the data, and what the run starts from."""
+        datasets = {"training": self.dataset} | {split: entry.dataset for split, entry in self.evaluators.items()}
+        return {
+            **self.settings,
+            "task": self.trainer.kind,
+            "initial_weights": hash_weights(self.model.state_dict()),
+            "data": {split: dataset.key for split, dataset in datasets.items()},
+            "vocabulary": None if self.vocabulary is None else self.vocabulary.hash,
+        }
+
+    def _tracker(self) -> Tracker:
+        return open_tracking(self.tracking_uri, self.tracking_dir, enabled=self.tracking and self.main)
+
+    def _run_options(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "parent_run_id": self.parent_run_id,
+            "run_id": self.record.values.get("run_id"),
+            "parameters": self.settings,
+            "tags": {
+                "task": self.trainer.kind,
+                "modality": self.dataset.modality.name,
+                "manifest_hash": self.dataset.manifest_hash,
+                "parent_weights_hash": self.record.content["settings"]["initial_weights"],
+            },
+        }
+
+    def _attach_handlers(self) -> None:
+        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
+        guard = NonFiniteGuard(interval=self.log_interval)
+        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
+        self.checkpoint = ResumeCheckpoint(
+            path=self.folder / CHECKPOINT,
+            seconds=self.checkpoint_seconds,
+            guard=guard,
+            parts={"history": self.history, "selection": self.selector},
+            on_saved=self._on_saved,
+        )
+        bar = ProgressBar(description=f"train {self.name}", history=self.history)
+        for handler in (guard, self.history, self.checkpoint, bar):
+            handler.attach(self.trainer)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: guard.check())
+        self.selector.attach(self.trainer)
+
+    def _on_saved(self) -> None:
+        self.tracked.flush()
+        self.selector.checkpointed()
+
+    def _log_validation(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        log_defined(self.tracked, "validation", metrics, step=iteration)
+        if self.checkpoint.interrupted:  # Ctrl-C during the validation: the training loop would never see it
+            self.checkpoint.save(self.trainer)
+            raise KeyboardInterrupt
+
+    def _train(self) -> None:
+        self._set_distances(any(name.split("/")[0] != "dice" for name in metric_names(self.selector.selection)))
+        if self.checkpoint.load(self.trainer):
+            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
+            self.selector.catch_up(self.trainer)
+        else:
+            self.selector.start_again()
+        self.trainer.run()
+        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
+        self._set_distances(True)
+        validation = self.selector.to_json()
+        self.record.values.update({name: validation[name] for name in ("best_epoch", "best_score")})
+        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
+        if self.main:
+            write_json(self.folder / "history.json", self.history.to_json())
+            write_json(self.folder / "validation.json", validation)
+
+    def _set_distances(self, wanted: bool) -> None:
+        """Surface distances take long on volumes; during training they are left out unless they select the epoch."""
+        if isinstance(self.evaluator, SegmentationEvaluator):
+            self.evaluator.distances = wanted
+
+    def _evaluate(self) -> None:
+        for split, evaluator in self.evaluators.items():
+            evaluator.description = f"evaluate {split}"
+            result, folder = evaluator.evaluate(), self.folder / "evaluation" / split
+            found = report_result(
+                result,
+                folder,
+                title=self.name,
+                split=split,
+                settings=self.settings,
+                seed=self.seed,
+            )
+            if self.show_text and self.vocabulary is not None and self.main:
+                write_mistakes(result, evaluator.dataset, self.vocabulary, folder / "mistakes.csv")
+            self.record.values[split] = found
+            log_defined(self.tracked, f"final_{split}", found["metrics"], step=self.trainer.total_iterations)
+
+    def _artefacts(self) -> None:
+        if not self.main:
+            return
+        save_weights(self.folder / "model.pt", self.model.state_dict())
+        if self.vocabulary is not None:
+            self.vocabulary.save(self.folder / "vocabulary.json")
+        write_json(self.folder / "metrics.json", run_metrics(self))
+        for name in (RECORD, "metrics.json", "history.json", "validation.json"):
+            self.tracked.log_artifact(self.folder / name)
+        if self.evaluators:
+            self.tracked.log_artifacts(self.folder / "evaluation", "evaluation")
+
+    def _clean(self) -> None:
+        """After the last step is recorded, not before: until then a restart needs these files."""
+        if self.main:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self.selector.clean()
+
+
+def evaluate_task(
+    *,
+    evaluator: TaskEvaluator,
+    output_dir: str | Path,
+    split: str,
+    title: str,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    tracking: bool = True,
+    tracking_uri: str | None = None,
+    tracking_dir: str | Path | None = None,
+    experiment: str = "medcoss",
+    parent_run_id: str | None = None,
+) -> dict[str, float | None]:
+    """Evaluate a network on a labelled split: report folder ``<output_dir>/<split>``, MLflow run, one printed line.
+
+    Arguments as for :class:`FineTuning`.
+
+    Returns:
+        Metric -> value; None where the cases leave it undefined.
+    """
+    main, folder = idist.get_rank() == 0, Path(output_dir) / split
+    tracker = open_tracking(tracking_uri, tracking_dir or output_dir, enabled=tracking and main)
+    dataset = evaluator.dataset
+    tags = {"modality": dataset.modality.name, "manifest_hash": dataset.manifest_hash, "split": split}
+    with tracker.start_run(
+        f"{title} ({split})", experiment=experiment, parent_run_id=parent_run_id, parameters=settings, tags=tags
+    ) as run:
+        found = report_result(evaluator.evaluate(), folder, title=title, split=split, settings=settings, seed=seed)
+        log_defined(run, split, found["metrics"], step=0)
+        if main:
+            run.log_artifacts(folder, "evaluation")
+            print(summary_line(found, split, folder))
+    return found["metrics"]
