@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Events
 
 from medcoss_components.engines.finetuning import FineTuner
@@ -30,12 +29,12 @@ from medcoss_components.engines.handlers import (
     ProgressBar,
     ResumeCheckpoint,
 )
-from medcoss_components.engines.records import StepRecord
+from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.engines.selection import EpochSelection, metric_names
 from medcoss_components.engines.task_evaluators import SegmentationEvaluator, TaskEvaluator
-from medcoss_components.files import read_json, remove_partial, write_json
+from medcoss_components.files import read_json, write_json
 from medcoss_components.text.vocabulary import Vocabulary
-from medcoss_components.tracking.runs import TrackedRun, Tracker, open_tracking
+from medcoss_components.tracking.runs import open_tracking
 from medcoss_components.weights import hash_weights, read_weights, save_weights
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ CHECKPOINT = "checkpoint.pt"
 RECORD = "run.json"
 
 
-class FineTuning:
+class FineTuning(RecordedRun):
     """A run of fine-tuning, from the first step to the report.
 
     The folder receives model.pt (weights of the best epoch), metrics.json, history.json (losses), validation.json
@@ -74,6 +73,9 @@ class FineTuning:
         parent_run_id: MLflow run that this one is nested in.
     """
 
+    steps = STEPS
+    record_name = RECORD
+
     def __init__(
         self,
         *,
@@ -96,16 +98,22 @@ class FineTuning:
         experiment: str = "medcoss",
         parent_run_id: str | None = None,
     ) -> None:
-        self.trainer, self.evaluator, self.tester = trainer, evaluator, tester
-        self.folder = Path(output_dir)
-        self.name = name or self.folder.name
-        self.settings = dict(settings or {})
-        self.seed, self.log_interval, self.checkpoint_seconds = seed, log_interval, checkpoint_seconds
+        super().__init__(
+            trainer=trainer,
+            output_dir=output_dir,
+            name=name,
+            settings=settings,
+            seed=seed,
+            log_interval=log_interval,
+            checkpoint_seconds=checkpoint_seconds,
+            tracking=tracking,
+            tracking_uri=tracking_uri,
+            tracking_dir=tracking_dir,
+            experiment=experiment,
+            parent_run_id=parent_run_id,
+        )
+        self.evaluator, self.tester = evaluator, tester
         self.vocabulary, self.show_text = vocabulary, show_text
-        self.tracking, self.tracking_uri, self.tracking_dir = tracking, tracking_uri, Path(tracking_dir or output_dir)
-        self.experiment, self.parent_run_id = experiment, parent_run_id
-        self.main = idist.get_rank() == 0
-        self.tracked = TrackedRun(self.name)
         self.selector = EpochSelection(
             folder=self.folder,
             evaluator=evaluator,
@@ -114,10 +122,6 @@ class FineTuning:
             writes=self.main,
             on_validated=self._log_validation,
         )
-
-    @property
-    def model(self) -> torch.nn.Module:
-        return self.trainer.model
 
     @property
     def dataset(self) -> Any:
@@ -130,42 +134,15 @@ class FineTuning:
         given = {"validation": self.evaluator, "testing": self.tester}
         return {split: evaluator for split, evaluator in given.items() if evaluator is not None}
 
-    def run(self) -> Path:
-        """Run every step that is not recorded as done; return the run's folder."""
-        self._open()
-        if all(self.record.done(step) for step in STEPS):
-            logger.info("%s: finished before, nothing to do", self.name)
-            if self.record.values.get("run_id"):
-                self._tracker().end_run(self.record.values["run_id"])
-            self._clean()
-            return self.folder
-        with self._tracker().start_run(self.name, **self._run_options()) as self.tracked:
-            self.record.values["run_id"] = self.tracked.run_id
-            self._attach_handlers()
-            for step in STEPS:
-                self._run_step(step)
-        self._clean()
-        return self.folder
-
-    def _run_step(self, step: str) -> None:
-        if not self.record.done(step):
-            with self.record.step(step):
-                getattr(self, f"_{step}")()
-                idist.barrier()
-        elif step == "train":
+    def _restore(self, step: str) -> None:
+        if step == "train":
             self.history.rows = read_json(self.folder / "history.json")["rows"]
             score = self.record.values["best_score"]
             self.selector.best = (self.record.values["best_epoch"], math.nan if score is None else score)
+
+    def _completed(self, step: str) -> None:
         if step == "train":
             self.model.load_state_dict(read_weights(self.selector.best_path))
-
-    def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.main:
-            remove_partial(self.folder)
-        self.record = StepRecord(self.folder / RECORD, settings=self._identity(), writes=self.main)
-        idist.barrier()
-        self.record.save()
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the result: the settings, the data, and what the run starts from."""
@@ -178,21 +155,11 @@ class FineTuning:
             "vocabulary": None if self.vocabulary is None else self.vocabulary.hash,
         }
 
-    def _tracker(self) -> Tracker:
-        return open_tracking(self.tracking_uri, self.tracking_dir, enabled=self.tracking and self.main)
-
-    def _run_options(self) -> dict[str, Any]:
+    def _tags(self) -> dict[str, Any]:
         return {
-            "experiment": self.experiment,
-            "parent_run_id": self.parent_run_id,
-            "run_id": self.record.values.get("run_id"),
-            "parameters": self.settings,
-            "tags": {
-                "task": self.trainer.kind,
-                "modality": self.dataset.modality.name,
-                "manifest_hash": self.dataset.manifest_hash,
-                "parent_weights_hash": self.record.content["settings"]["initial_weights"],
-            },
+            "task": self.trainer.kind,
+            "modality": self.dataset.modality.name,
+            "manifest_hash": self.dataset.manifest_hash,
         }
 
     def _attach_handlers(self) -> None:
@@ -258,6 +225,8 @@ class FineTuning:
             )
             if self.show_text and self.vocabulary is not None and self.main:
                 write_mistakes(result, evaluator.dataset, self.vocabulary, folder / "mistakes.csv")
+            if self.main:
+                print(summary_line(found, split, folder))
             self.record.values[split] = found
             log_defined(self.tracked, f"final_{split}", found["metrics"], step=self.trainer.total_iterations)
 

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ignite.distributed as idist
 import numpy as np
-import torch
 
 from medcoss_components.continual.buffer import make_buffer, materialise_buffer, write_buffer
 from medcoss_components.continual.exemplars import cluster_count, exemplar_count, select_exemplars
@@ -23,12 +21,11 @@ from medcoss_components.engines.embedding import embed_into_file
 from medcoss_components.engines.evaluation import PretextEvaluator
 from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
 from medcoss_components.engines.pretrainer import Pretrainer
-from medcoss_components.engines.records import StepRecord
+from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.errors import InputError
-from medcoss_components.files import read_json, remove_partial, sha256_json, write_json
+from medcoss_components.files import read_json, sha256_json, write_json
 from medcoss_components.networks.pretraining import encoder_state
 from medcoss_components.text.vocabulary import Vocabulary
-from medcoss_components.tracking.runs import Tracker, open_tracking
 from medcoss_components.weights import hash_weights, read_weights, save_weights
 
 logger = logging.getLogger(__name__)
@@ -37,7 +34,7 @@ WORK_FILES = ("checkpoint.pt", "embeddings.npy")
 STEPS = ("train", "evaluate", "embed", "select", "artefacts")
 
 
-class PretrainingStage:
+class PretrainingStage(RecordedRun):
     """A stage of the chain, or a stage on its own.
 
     Args:
@@ -63,6 +60,9 @@ class PretrainingStage:
         parent_run_id: MLflow run of the chain.
     """
 
+    steps = STEPS
+    record_name = "stage.json"
+
     def __init__(
         self,
         *,
@@ -86,23 +86,26 @@ class PretrainingStage:
         experiment: str = "medcoss",
         parent_run_id: str | None = None,
     ) -> None:
-        self.trainer, self.dataset, self.evaluator = trainer, dataset, evaluator
-        self.folder = Path(output_dir)
-        self.name = name or self.folder.name
-        self.settings = dict(settings or {})
+        super().__init__(
+            trainer=trainer,
+            output_dir=output_dir,
+            name=name,
+            settings=settings,
+            seed=seed,
+            log_interval=log_interval,
+            checkpoint_seconds=checkpoint_seconds,
+            tracking=tracking,
+            tracking_uri=tracking_uri,
+            tracking_dir=tracking_dir,
+            experiment=experiment,
+            parent_run_id=parent_run_id,
+        )
+        self.dataset, self.evaluator = dataset, evaluator
         self.exemplars = exemplar_count(len(dataset), buffer_ratio)
         self.clusters = cluster_count(len(dataset), cluster_ratio)
-        self.buffer_ratio, self.materialise, self.seed = buffer_ratio, materialise, seed
-        self.log_interval, self.checkpoint_seconds = log_interval, checkpoint_seconds
+        self.buffer_ratio, self.materialise = buffer_ratio, materialise
         self.embedding_batch_size, self.show_text = embedding_batch_size, show_text
-        self.tracking, self.tracking_uri, self.tracking_dir = tracking, tracking_uri, Path(tracking_dir or output_dir)
-        self.experiment, self.parent_run_id = experiment, parent_run_id
         self.on_step: Callable[[PretrainingStage, str], None] = lambda stage, step: None
-        self.main = idist.get_rank() == 0
-
-    @property
-    def model(self) -> torch.nn.Module:
-        return self.trainer.model
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -127,43 +130,19 @@ class PretrainingStage:
     def embeddings_path(self) -> Path:
         return self.folder / WORK_FILES[1]
 
-    def run(self) -> Path:
-        """Run every step that is not recorded as done; return the stage's folder."""
-        self._open()
-        if all(self.record.done(step) for step in STEPS):
-            logger.info("%s: finished before, nothing to do", self.name)
-            if self.record.values.get("run_id"):
-                self._tracker().end_run(self.record.values["run_id"])
-            self._clean()
-            return self.folder
-        with self._tracker().start_run(self.name, **self._run_options()) as self.tracked:
-            self.record.values["run_id"] = self.tracked.run_id
-            self._attach_handlers()
-            for step in STEPS:
-                self._run_step(step)
-        self._clean()
-        return self.folder
-
-    def _run_step(self, step: str) -> None:
-        if not self.record.done(step):
-            with self.record.step(step):
-                getattr(self, f"_{step}")()
-                idist.barrier()
-        elif step == "train":
+    def _restore(self, step: str) -> None:
+        if step == "train":
             self.model.load_state_dict(read_weights(self.weights_path))
             self.history.rows = read_json(self.folder / "history.json")["rows"]
+
+    def _completed(self, step: str) -> None:
         self.on_step(self, step)
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.main:
-            remove_partial(self.folder)
-        self.record = StepRecord(self.folder / "stage.json", settings=self._identity(), writes=self.main)
-        idist.barrier()
-        self.record.values["preparation_seconds"] = self.record.values.get(
-            "preparation_seconds", getattr(self.dataset, "preparation_seconds", 0.0)
-        )
-        self.record.save()
+        super()._open()
+        if "preparation_seconds" not in self.record.values:
+            self.record.values["preparation_seconds"] = getattr(self.dataset, "preparation_seconds", 0.0)
+            self.record.save()
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the result: the settings and what the stage starts from."""
@@ -175,21 +154,8 @@ class PretrainingStage:
             "buffers": [sha256_json(list(source.ids)) for source in loader.sources[loader.current :]],
         }
 
-    def _tracker(self) -> Tracker:
-        return open_tracking(self.tracking_uri, self.tracking_dir, enabled=self.tracking and self.main)
-
-    def _run_options(self) -> dict[str, Any]:
-        return {
-            "experiment": self.experiment,
-            "parent_run_id": self.parent_run_id,
-            "run_id": self.record.values.get("run_id"),
-            "parameters": self.settings,
-            "tags": {
-                "modality": self.dataset.modality.name,
-                "manifest_hash": self.dataset.manifest_hash,
-                "parent_weights_hash": self.record.content["settings"]["initial_weights"],
-            },
-        }
+    def _tags(self) -> dict[str, Any]:
+        return {"modality": self.dataset.modality.name, "manifest_hash": self.dataset.manifest_hash}
 
     def _attach_handlers(self) -> None:
         """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""

@@ -255,7 +255,7 @@ class TestCrashes:
 @pytest.mark.usefixtures("no_pictures")
 class TestOtherRanks:
     def test_write_nothing_but_their_embeddings(self, tmp_path, make_stage, monkeypatch):
-        monkeypatch.setattr(stage_module.idist, "get_rank", lambda: 1)
+        monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
         monkeypatch.setattr(stage_module, "embed_into_file", lambda *arguments, **options: None)
         stage = make_stage(tmp_path / "stage", validated=False)
         monkeypatch.setattr(stage.trainer, "run", lambda: None)

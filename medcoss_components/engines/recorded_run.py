@@ -1,0 +1,138 @@
+"""The frame of a run that goes on where it was interrupted: recorded steps inside one tracked run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ignite.distributed as idist
+import torch
+
+from medcoss_components.engines.records import StepRecord
+from medcoss_components.files import remove_partial
+from medcoss_components.tracking.runs import TrackedRun, Tracker, open_tracking
+
+logger = logging.getLogger(__name__)
+
+
+class RecordedRun:
+    """Runs each of ``steps`` once, in order, over any number of starts of the program.
+
+    A subclass has a method ``_<step>`` for every step.
+
+    Args:
+        trainer: the engine, holding network and data.
+        output_dir: the run's folder.
+        name: for MLflow and progress bars; default: the folder's name.
+        settings: result-relevant settings; the folder refuses to go on with others.
+        seed: seed of the run.
+        log_interval: iterations between two records.
+        checkpoint_seconds: at least this long between two resume checkpoints.
+        tracking: whether MLflow records the run.
+        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
+        tracking_dir: where that database lies; default: ``output_dir``.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run that this one is nested in.
+    """
+
+    steps: ClassVar[tuple[str, ...]]
+    record_name: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        trainer: Any,
+        output_dir: str | Path,
+        name: str | None,
+        settings: Mapping[str, Any] | None,
+        seed: int,
+        log_interval: int,
+        checkpoint_seconds: float,
+        tracking: bool,
+        tracking_uri: str | None,
+        tracking_dir: str | Path | None,
+        experiment: str,
+        parent_run_id: str | None,
+    ) -> None:
+        self.trainer = trainer
+        self.folder = Path(output_dir)
+        self.name = name or self.folder.name
+        self.settings = dict(settings or {})
+        self.seed, self.log_interval, self.checkpoint_seconds = seed, log_interval, checkpoint_seconds
+        self.tracking, self.tracking_uri, self.tracking_dir = tracking, tracking_uri, Path(tracking_dir or output_dir)
+        self.experiment, self.parent_run_id = experiment, parent_run_id
+        self.main = idist.get_rank() == 0
+        self.tracked = TrackedRun(self.name)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.trainer.model
+
+    def run(self) -> Path:
+        """Run every step that is not recorded as done; return the run's folder."""
+        self._open()
+        if all(self.record.done(step) for step in self.steps):
+            logger.info("%s: finished before, nothing to do", self.name)
+            if self.record.values.get("run_id"):
+                self._tracker().end_run(self.record.values["run_id"])
+            self._clean()
+            return self.folder
+        with self._tracker().start_run(self.name, **self._run_options()) as self.tracked:
+            self.record.values["run_id"] = self.tracked.run_id
+            self._attach_handlers()
+            for step in self.steps:
+                self._run_step(step)
+        self._clean()
+        return self.folder
+
+    def _run_step(self, step: str) -> None:
+        if self.record.done(step):
+            self._restore(step)
+        else:
+            with self.record.step(step):
+                getattr(self, f"_{step}")()
+                idist.barrier()
+        self._completed(step)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.main:
+            remove_partial(self.folder)
+        self.record = StepRecord(self.folder / self.record_name, settings=self._identity(), writes=self.main)
+        idist.barrier()
+        self.record.save()
+
+    def _tracker(self) -> Tracker:
+        return open_tracking(self.tracking_uri, self.tracking_dir, enabled=self.tracking and self.main)
+
+    def _run_options(self) -> dict[str, Any]:
+        return {
+            "experiment": self.experiment,
+            "parent_run_id": self.parent_run_id,
+            "run_id": self.record.values.get("run_id"),
+            "parameters": self.settings,
+            "tags": self._tags() | {"parent_weights_hash": self.record.content["settings"]["initial_weights"]},
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides the result; "initial_weights" is the hash of what the run starts from."""
+        raise NotImplementedError
+
+    def _tags(self) -> dict[str, Any]:
+        """MLflow tags."""
+        raise NotImplementedError
+
+    def _attach_handlers(self) -> None:
+        """Attach what logs, guards and saves to the trainer."""
+        raise NotImplementedError
+
+    def _restore(self, step: str) -> None:
+        """Take up what an earlier start of the program left of a finished step."""
+
+    def _completed(self, step: str) -> None:
+        """Called after a step, whether it ran now or earlier."""
+
+    def _clean(self) -> None:
+        """Remove what only the steps needed; called after the last one is recorded."""
