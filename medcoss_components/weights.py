@@ -158,10 +158,15 @@ def flat_state(content: Any, path: Path) -> dict[str, Tensor]:
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path}: must hold a mapping of names to tensors, holds {type(content).__name__}.")
-    wrong = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    wrong = [str(name) for name, value in content.items() if not (isinstance(name, str) and _holds_numbers(value))]
     if wrong:
         raise InputError(f"{path}: {some_names(wrong)} is no tensor. Give a file of names and tensors.")
     return dict(content)
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether it is a tensor with a number in every place: none that is sparse, quantised or a shape alone."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
 def read_content(path: str | Path, *, mapped: bool = False) -> tuple[Path, Any]:

@@ -225,6 +225,22 @@ class TestRefusals:
                 call()
         assert not (tmp_path / "was_here").exists()
 
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    @pytest.mark.parametrize(
+        "stranger",
+        [
+            {"cls_token": torch.zeros(1, 1, 24).to_sparse()},
+            {"cls_token": torch.zeros(1, 1, 24, device="meta")},
+            {"cls_token": None},
+            {7: torch.zeros(1)},
+        ],
+    )
+    def test_what_is_no_table_of_numbers(self, stranger, published, write, tmp_path):
+        path = write(published | stranger)
+        for call in (lambda: import_weights(path, tmp_path / "weights"), lambda: describe_weights(path, names=True)):
+            with pytest.raises(InputError, match=r"published\.pth: (cls_token|7) is no tensor"):
+                call()
+
     def test_whole_numbers_and_broken_numbers(self, published, write, tmp_path):
         with pytest.raises(InputError, match=r"not floating-point numbers: cls_token \(torch.int64\)"):
             import_weights(write(published | {"cls_token": torch.zeros(1, 1, 24).long()}), tmp_path / "weights")

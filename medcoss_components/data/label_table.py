@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medcoss_components.data.readers_common import naming_file, require_file
+from medcoss_components.data.readers_text import table_reader
 from medcoss_components.errors import InputError
 
 KEYS = ("file", "series", "study", "patient", "id")
@@ -61,9 +61,8 @@ def read_label_table(
             content is not shown.
     """
     path = require_file(path)
-    with naming_file(path, show_detail=False), open(path, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=_delimiter(path, stream.readline()), restval="")
-        stream.seek(0)
+    with naming_file(path, show_detail=False):
+        reader = table_reader(path)
         lines = [(reader.line_num, row) for row in reader]
     columns = [name.strip() for name in reader.fieldnames or ()]
     key = key_column or next((name for name in KEYS if name in columns), "file")
@@ -71,12 +70,6 @@ def read_label_table(
     _require_columns(path, columns, [key, label_column, *filter(None, (group_column, split_column))])
     rows = (_row(path, line, row, (key, label_column, group, split_column)) for line, row in lines)
     return LabelTable(key if key in KEYS else "file", _by_key(path, [row for row in rows if row.key]))
-
-
-def _delimiter(path: Path, header: str) -> str:
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    return ";" if header.count(";") > header.count(",") else ","
 
 
 def _require_columns(path: Path, columns: Sequence[str], needed: Sequence[str]) -> None:

@@ -55,6 +55,7 @@ PIXEL_TAGS = (
 )
 GEOMETRY_TAGS = (
     "Modality",
+    "ImageType",
     "SOPClassUID",
     "SeriesInstanceUID",
     "InstanceNumber",
@@ -73,6 +74,8 @@ GEOMETRY_TAGS = (
 )
 TAGS = (*PIXEL_TAGS, *GEOMETRY_TAGS)
 UNITS = {"CT": HOUNSFIELD}
+LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -133,6 +136,16 @@ def check_modality(dataset: Any, expected: str | Collection[str] | None, path: P
             "Take the file out of the data set or correct the manifest's modality."
         )
     return code
+
+
+def no_slice(dataset: Any) -> str:
+    """Why a file of the right modality is no slice of a volume though nothing is wrong with it; "" where it is one."""
+    if LOCALIZERS & {str(value).upper() for value in dataset.get("ImageType") or ()}:
+        return "a localizer"
+    placed = "ImagePositionPatient" in dataset or "SharedFunctionalGroupsSequence" in dataset
+    if not placed and str(dataset.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE):
+        return "a secondary capture without a place, such as a report or a screen"
+    return ""
 
 
 def decode(dataset: Any) -> np.ndarray:

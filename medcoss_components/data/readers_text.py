@@ -114,12 +114,10 @@ def read_pubmed_sections(path: str | Path) -> Iterator[TextRecord]:
 
 
 def read_csv(path: str | Path, **columns: str) -> Iterator[TextRecord]:
-    """Rows of a CSV or TSV file (UTF-8, header line) as text records; see :func:`..readers.read_texts`."""
+    """Rows of a CSV or TSV file (see :func:`table_reader`) as text records; see :func:`..readers.read_texts`."""
     path = require_file(path)
     names = _column_names(columns)
-    csv.field_size_limit(FIELD_LIMIT)
-    delimiter = "\t" if path.name.lower().removesuffix(".gz").endswith(".tsv") else ","
-    for number, row in enumerate(_numbered(path, csv.DictReader(_lines(path), delimiter=delimiter)), start=1):
+    for number, row in enumerate(_numbered(path, table_reader(path)), start=1):
         if number == 1:
             _require_text_column(row, names, path)
         yield _record(row, names, number)
@@ -136,13 +134,35 @@ def read_json_lines(path: str | Path, **columns: str) -> Iterator[TextRecord]:
             yield _record(row, names, number)
 
 
+def table_reader(path: Path) -> csv.DictReader:
+    """Rows of a UTF-8 table with a header line: tabs in a TSV, else commas or semicolons, as the header line has."""
+    csv.field_size_limit(FIELD_LIMIT)
+    return csv.DictReader(_lines(path), delimiter=_delimiter(path), restval="")
+
+
+def _delimiter(path: Path) -> str:
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+        return "\t"
+    with naming_file(path, show_detail=False):
+        header = next(_lines(path), "")
+    return ";" if header.count(";") > header.count(",") else ","
+
+
 def _lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 file, plain or ``.gz``, with or without byte order mark.
+
+    Raises:
+        InputError: another encoding; the line is named.
+    """
     with _open_bytes(path) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{path}: line {number} is not UTF-8 (at byte {error.start}).") from None
+                raise InputError(
+                    f"{path}: line {number} is not UTF-8 (at byte {error.start}). "
+                    "Save the file in UTF-8 (in a spreadsheet: CSV UTF-8)."
+                ) from None
 
 
 def _numbered(path: Path, rows: Iterator[Any]) -> Iterator[Any]:

@@ -32,6 +32,7 @@ from medcoss_components.engines.handlers import (
 from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.engines.selection import EpochSelection, metric_names
 from medcoss_components.engines.task_evaluators import SegmentationEvaluator, TaskEvaluator
+from medcoss_components.engines.trained_settings import RUN_METRICS, RUN_RECORD, check_inputs, check_put_aside
 from medcoss_components.files import read_json, write_json
 from medcoss_components.text.vocabulary import Vocabulary
 from medcoss_components.tracking.runs import open_tracking
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 STEPS = ("train", "evaluate", "artefacts")
 CHECKPOINT = "checkpoint.pt"
-RECORD = "run.json"
 
 
 class FineTuning(RecordedRun):
@@ -74,7 +74,7 @@ class FineTuning(RecordedRun):
     """
 
     steps = STEPS
-    record_name = RECORD
+    record_name = RUN_RECORD
 
     def __init__(
         self,
@@ -236,8 +236,8 @@ class FineTuning(RecordedRun):
         save_weights(self.folder / "model.pt", self.model.state_dict())
         if self.vocabulary is not None:
             self.vocabulary.save(self.folder / "vocabulary.json")
-        write_json(self.folder / "metrics.json", run_metrics(self))
-        for name in (RECORD, "metrics.json", "history.json", "validation.json"):
+        write_json(self.folder / RUN_METRICS, run_metrics(self))
+        for name in (RUN_RECORD, RUN_METRICS, "history.json", "validation.json"):
             self.tracked.log_artifact(self.folder / name)
         if self.evaluators:
             self.tracked.log_artifacts(self.folder / "evaluation", "evaluation")
@@ -273,6 +273,9 @@ def evaluate_task(
     main, folder = idist.get_rank() == 0, Path(output_dir) / split
     tracker = open_tracking(tracking_uri, tracking_dir or output_dir, enabled=tracking and main)
     dataset = evaluator.dataset
+    preparation = dataset.store.index["preparation"]
+    check_inputs(evaluator.network, intensity=evaluator.preprocessing.intensity, preparation=preparation)
+    check_put_aside(evaluator.network, dataset, split)
     tags = {"modality": dataset.modality.name, "manifest_hash": dataset.manifest_hash, "split": split}
     with tracker.start_run(
         f"{title} ({split})", experiment=experiment, parent_run_id=parent_run_id, parameters=settings, tags=tags

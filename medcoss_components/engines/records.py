@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,16 +13,18 @@ from typing import Any
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, write_json
 
+_HASH = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
+
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def changed_settings(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Settings that differ, as "name: recorded -> given" lines."""
+    """Settings that differ, as "name: recorded -> given" lines; of hashes the first 12 digits."""
     names = sorted({*recorded, *given})
     return [
-        f"{name}: {recorded.get(name)!r} -> {given.get(name)!r}"
+        _HASH.sub(r"\1...", f"{name}: {recorded.get(name)!r} -> {given.get(name)!r}")
         for name in names
         if recorded.get(name) != given.get(name)
     ]

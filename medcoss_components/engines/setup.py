@@ -24,6 +24,7 @@ from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.manifest import Manifest, read_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import Store, prepare_store
+from medcoss_components.engines.trained_settings import check_outputs
 from medcoss_components.errors import InputError
 from medcoss_components.networks.initialisation import initialise
 from medcoss_components.randomness import generator_for
@@ -252,8 +253,10 @@ def task_network(
         parts: "all" for fine-tuned weights (evaluation, inference).
 
     Raises:
-        InputError: when the weights do not fit.
+        InputError: when the weights do not fit, or a run was fine-tuned with other names for its outputs.
     """
+    if init_weights and parts == "all":
+        check_outputs(network, init_weights)
     initialised_network(
         network=network,
         init_weights=init_weights,

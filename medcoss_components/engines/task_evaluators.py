@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from medcoss_components.progress import progress
 
 if TYPE_CHECKING:
     from medcoss_components.data.task_inputs import TaskTransform
-    from medcoss_components.evaluation.results import ClassificationResult, SegmentationResult
+    from medcoss_components.evaluation.results import CasePicture, ClassificationResult, SegmentationResult
 
 THRESHOLD = 0.5
 
@@ -210,12 +211,12 @@ class SegmentationEvaluator(TaskEvaluator):
         from medcoss_components.evaluation.segmentation import case_metrics
 
         row, case = int(batch["row"]), self.dataset.case(int(batch["row"]))
-        probabilities, geometry = logits[0].sigmoid().cpu(), case.geometry
-        prediction = geometry.crop(probabilities) >= THRESHOLD
+        excess, geometry = (logits[0].sigmoid() - THRESHOLD).half().cpu(), case.geometry  # as predictions are cut
+        prediction = geometry.crop(excess) > 0
         target = self._masks(geometry.crop(batch["target"][0]))
         pair, spacing = (prediction, target), geometry.spacing
         if self.source_geometry:
-            pair = (geometry.restore(probabilities) >= THRESHOLD, self._masks(self._source_mask(case)))
+            pair = (geometry.restore(excess) > 0, self._masks(self._source_mask(case)))
             spacing = geometry.source_spacing
         scores = case_metrics(
             *pair,
@@ -226,7 +227,8 @@ class SegmentationEvaluator(TaskEvaluator):
         score = float(np.mean([scores[f"dice/{name}"] for name in self.regions]))
         image = geometry.crop(inputs[0]).float().cpu()
         make = partial(make_picture, image, target, prediction, case=str(case.id), score=score)
-        self.worst.offer(case=str(case.id), score=score, make=make)
+        pixel = (geometry.spacing[-2], geometry.spacing[-1])
+        self.worst.offer(case=str(case.id), score=score, make=lambda: square_pixels(make(), pixel))
         return [(row, case.id, case.group, scores)]
 
     def _source_mask(self, case: Any) -> torch.Tensor:
@@ -261,6 +263,22 @@ class SegmentationEvaluator(TaskEvaluator):
             pictures=worst.pictures,
             spacing_unit=self.unit,
         )
+
+
+def square_pixels(picture: CasePicture, pixel: tuple[float, float]) -> CasePicture:
+    """Repeat rows or columns of a picture until its pixels are about square, so that bodies keep their proportions.
+
+    Args:
+        pixel: (row, column) spacing in mm; sides that differ by less than a tenth stay.
+    """
+    if max(pixel) < 1.1 * min(pixel):
+        return picture
+    rows, columns = (
+        np.arange(round(length * step / min(pixel))) * length // round(length * step / min(pixel))
+        for length, step in zip(picture.image.shape[:2], pixel, strict=True)
+    )
+    masks = {name: getattr(picture, name)[:, rows][:, :, columns] for name in ("target", "prediction")}
+    return replace(picture, image=picture.image[rows][:, columns], **masks)
 
 
 def window_inferer(network: torch.nn.Module) -> Inferer:

@@ -42,11 +42,15 @@ class ClassificationLoss:
     def _of(self, targets: torch.Tensor, classes: int) -> torch.Tensor:
         if self.weights is None:
             return torch.ones(len(targets), device=targets.device)
-        if len(self.weights) != classes:
+        self.check(classes)
+        return self.weights.to(targets.device)[targets]
+
+    def check(self, classes: int) -> None:
+        """Raise InputError unless there are as many weights as classes, or none."""
+        if self.weights is not None and len(self.weights) != classes:
             raise InputError(
                 f"class_weights: needs one number for each of the {classes} classes, received {len(self.weights)}"
             )
-        return self.weights.to(targets.device)[targets]
 
 
 class SegmentationLoss:
@@ -124,10 +128,13 @@ def classification_loss(
         dataset: training data with ``targets`` (N,) and ``classes``; needed for "balanced".
 
     Raises:
-        InputError: for another word, or when "balanced" has no data set.
+        InputError: for another word, when "balanced" has no data set, or for another number of weights than classes.
     """
     if not isinstance(class_weights, str):
-        return ClassificationLoss(class_weights)
+        loss = ClassificationLoss(class_weights)
+        if dataset is not None:
+            loss.check(len(dataset.classes))
+        return loss
     if class_weights != "balanced" or dataset is None:
         raise InputError(
             f"class_weights must be a list of numbers, 'balanced' (with dataset) or null, received {class_weights!r}"

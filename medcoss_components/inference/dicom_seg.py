@@ -84,6 +84,8 @@ def write_dicom_seg(path: str | Path, masks: np.ndarray, *, grid: SourceGrid, re
     first = grid.frames[0][0]
     needed = (*NEEDED, "FrameOfReferenceUID") if masks.ndim == 4 else NEEDED
     sources = [_source(file, needed) for file in dict.fromkeys(file for file, _ in grid.frames)]
+    for source in sources:
+        _complete_geometry(source, grid if masks.ndim == 4 else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they may quote header values
         try:
@@ -109,6 +111,20 @@ def _source(file: Path, needed: Sequence[str]) -> Any:
         if name not in dataset:
             setattr(dataset, name, "")
     return dataset
+
+
+def _complete_geometry(source: Any, grid: SourceGrid | None) -> None:
+    """Give a header without slice thickness what highdicom can write and read again; ``grid`` is None for an image.
+
+    Its reader refuses a pixel spacing without a slice thickness. A series gets the distance of its slices; a radiograph
+    has no thickness, so that the spacing stays with the source image, which the segmentation refers to.
+    """
+    if "PerFrameFunctionalGroupsSequence" in source or source.get("SliceThickness"):
+        return
+    if grid is None:
+        source.pop("PixelSpacing", None)
+    else:
+        source.SliceThickness = f"{np.linalg.norm(grid.affine[:3, 2]):.6g}"
 
 
 def _frames(masks: np.ndarray, grid: SourceGrid) -> np.ndarray:

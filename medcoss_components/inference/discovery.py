@@ -7,6 +7,7 @@ the input or of the row of a table; a manifest's items keep theirs. Names of out
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from medcoss_components.data.identifiers import hash_identifier, identifier_salt
 from medcoss_components.data.readers import TEXT_READERS, is_dicom, read_texts
-from medcoss_components.data.readers_dicom import check_modality, read_dataset
+from medcoss_components.data.readers_dicom import check_modality, no_slice, read_dataset
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
 from medcoss_components.data.readers_volume import ITK_SUFFIXES, NIFTI_SUFFIXES
 from medcoss_components.errors import InputError
@@ -29,6 +30,8 @@ FILE_SUFFIXES: dict[int, tuple[str, ...]] = {
     3: (*NIFTI_SUFFIXES, *ITK_SUFFIXES),
 }
 """Dimension -> endings of the files that are cases by themselves (text: that hold cases)."""
+FINISHED = "finished.jsonl"
+"""File that marks a folder of predictions."""
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -38,7 +41,8 @@ class CaseSource:
 
     Args:
         id: name of it in every output; safe as a file name.
-        source: path below the input, for tables followed by ``:`` and the row's own identifier.
+        source: path below the input, for tables followed by ``:`` and the row's own identifier; where a folder holds
+            several series, the first file of each and how many more there are.
         path: image file, or folder of a DICOM series; None for text.
         files: the files of a DICOM case, in the order of their names; empty for other kinds.
         text: the text; never written anywhere.
@@ -157,12 +161,17 @@ def _below(path: Path, root: Path) -> str:
 
 
 def _files(path: Path) -> tuple[list[Path], Path]:
-    """Visible files of a folder and its subfolders by name, or the file itself; and the folder they count from."""
+    """Visible files of a folder and its subfolders by name, or the file itself; and the folder they count from.
+
+    Folders that predictions were written to are left out: their masks and pictures are no cases.
+    """
     if path.is_file():
         return [path], path.parent
-    found = (file for file in path.rglob("*") if file.is_file())
+    found = [file for file in path.rglob("*") if file.is_file()]
+    outputs = {file.parent for file in found if file.name == FINISHED}
     visible = (file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
-    return sorted(file for file in visible if file.name.upper() != "DICOMDIR"), path
+    own = (file for file in visible if outputs.isdisjoint(file.parents))
+    return sorted(file for file in own if file.name.upper() != "DICOMDIR"), path
 
 
 def _text_cases(path: Path, modality: Modality, columns: Mapping[str, str], salt: str) -> Discovery:
@@ -216,15 +225,17 @@ def _volume_cases(path: Path, modality: Modality, columns: Mapping[str, str], sa
         elif is_dicom(file):
             dicom.append(file)
     series, skipped = _series(dicom, modality, root)
+    folders = {uid: _common_folder(members, path) for uid, members in series.items()}
+    count = Counter(folders.values())
     for uid, members in series.items():
-        folder = _common_folder(members, path)
-        source = _below(folder, root)
+        folder = folders[uid]
+        source = _below(folder, root) if count[folder] == 1 else _listed([_below(file, root) for file in members])
         cases.append(CaseSource(id=hash_identifier(uid, salt), source=source, path=folder, files=tuple(members)))
     return Discovery(cases, skipped)
 
 
 def _series(files: Iterable[Path], modality: Modality, root: Path) -> tuple[dict[str, list[Path]], list[Any]]:
-    """DICOM files by series; those of another modality are counted, one line for each series."""
+    """DICOM files by series; localizers and files of another modality are counted, one line for each folder."""
     from medcoss_components.progress import progress
 
     fitting: dict[str, list[Path]] = {}
@@ -235,12 +246,17 @@ def _series(files: Iterable[Path], modality: Modality, root: Path) -> tuple[dict
             header = read_dataset(file, stop_before_pixels=True)
             uid = str(header.get("SeriesInstanceUID") or f"folder {_below(file.parent, root)}")
             check_modality(header, modality.dicom_modalities, file)
+            if reason := no_slice(header):
+                raise InputError(f"{file}: {reason}")
             fitting.setdefault(uid, []).append(file)
         except InputError as error:
             code = without_paths(str(error), (file,))
             unfit.setdefault(f"{file.parent}\0{code}", []).append((_below(file, root), code))
-    skipped = [(f"{first[0]} and {len(rest)} more" if rest else first[0], first[1]) for first, *rest in unfit.values()]
-    return fitting, skipped
+    return fitting, [(_listed([name for name, _ in files]), files[0][1]) for files in unfit.values()]
+
+
+def _listed(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _common_folder(files: list[Path], root: Path) -> Path:

@@ -19,8 +19,8 @@ from medcoss_components.data.regions import resolve_regions
 from medcoss_components.engines.records import changed_settings
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path, read_json, write_json
+from medcoss_components.inference.discovery import FINISHED
 
-FINISHED = "finished.jsonl"
 SETTINGS = "inference.json"
 
 
@@ -146,6 +146,27 @@ def paint(masks: np.ndarray, plan: LabelMap) -> np.ndarray:
     for number in plan.order:
         labels[masks[number]] = values[number]
     return labels
+
+
+def told_otherwise(masks: np.ndarray, regions: Mapping[str, Any]) -> dict[str, int]:
+    """Voxels of each region that a label map tells differently from the region's own mask; no entry where none.
+
+    A voxel has one value there, but a network may find an inner region outside of its outer one, or two disjoint
+    regions at one place.
+
+    Args:
+        masks: (K, *S) bool.
+        regions: K names.
+    """
+    plan = label_map(regions)
+    if not plan.values:
+        return {}
+    labels, table = paint(masks, plan), resolve_regions(regions)
+    members = {name: np.isin(np.arange(256), values) for name, values in table.items()}
+    counts = {
+        name: int(np.count_nonzero(members[name][labels] != mask)) for name, mask in zip(table, masks, strict=True)
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def mask_files(masks: np.ndarray, regions: Mapping[str, Any], stem: str) -> Iterable[tuple[str, np.ndarray]]:

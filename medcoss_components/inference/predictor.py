@@ -14,6 +14,7 @@ from monai.inferers import Inferer, SimpleInferer
 
 from medcoss_components._version import __version__
 from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.trained_settings import check_inputs
 from medcoss_components.errors import InputError
 from medcoss_components.files import is_disk_full, remove_partial, write_json
 from medcoss_components.inference.cases import InferenceCase, InferenceLoader
@@ -97,9 +98,11 @@ class Predictor(SupervisedEvaluator):
         """Predict every case that is not finished yet and write the tables.
 
         Raises:
-            InputError: a folder that was begun with other settings.
+            InputError: a folder that was begun with other settings, or weights trained with another intensity.
             CasesFailedError: when cases failed; the others are written.
         """
+        intensity = getattr(self.preprocessing, "intensity", None)
+        check_inputs(self.network, intensity=intensity, preparation=self.cases.settings)
         self.record = RunRecord(self.output_dir, self._all_settings())
         self.failures = []
         for folder in (self.output_dir, self.output_dir / "masks", self.output_dir / "overlays"):
@@ -192,9 +195,10 @@ class Predictor(SupervisedEvaluator):
         left_out = f", left out {len(self.cases.skipped)} (skipped.csv)" if self.cases.skipped else ""
         print(f"predicted {len(self.rows)} of {len(self.cases)} cases{left_out} -> {self.output_dir}/predictions.csv")
         if self.failures and self.raise_on_failure:
+            first, _, reason = self.failures[0]
             raise CasesFailedError(
                 f"{self.output_dir}/failures.csv: {len(self.failures)} of {len(self.cases)} cases failed, the first "
-                f"({self.failures[0][0]}) because: {self.failures[0][2]}. The others are written; run the same "
+                f"({first}) because: {reason.rstrip('.')}. The others are written; run the same "
                 "command again to try the failed ones once more."
             )
 

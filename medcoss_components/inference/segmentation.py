@@ -18,7 +18,7 @@ from medcoss_components.files import is_disk_full
 from medcoss_components.inference.cases import InferenceCase, InferenceLoader
 from medcoss_components.inference.dicom_seg import dicom_seg_available, require_dicom_seg, write_dicom_seg
 from medcoss_components.inference.discovery import CaseSource, without_paths
-from medcoss_components.inference.outputs import label_map, mask_files, write_nifti_mask, write_png_mask
+from medcoss_components.inference.outputs import label_map, mask_files, told_otherwise, write_nifti_mask, write_png_mask
 from medcoss_components.inference.overlays import fullest_plane, write_overlay
 from medcoss_components.inference.predictor import Predictor, Row
 from medcoss_components.inference.windows import WindowPlan, predicted_planes
@@ -35,7 +35,8 @@ class SegmentationPredictor(Predictor):
 
     A whole case is predicted window by window in bounded memory, its probabilities are brought back to the grid of the
     file and cut at ``threshold``. Regions that are nested or disjoint share one label map with their mask values, see
-    :func:`~medcoss_components.inference.outputs.label_map`; others get a file each, ``<id>_<region>``.
+    :func:`~medcoss_components.inference.outputs.label_map`; others get a file each, ``<id>_<region>``. Sizes in the
+    table and segments of DICOM are of each region's own mask; ``note`` counts what a label map tells differently.
 
     Args:
         regions: name -> mask values, as in training.
@@ -168,13 +169,18 @@ class SegmentationPredictor(Predictor):
     def _write_masks(self, source: CaseSource, masks: np.ndarray) -> str:
         """Write all formats; returns what a reader of the table should know."""
         grid = self._grid(source, masks)
-        folder = self.output_dir / "masks"
+        folder, notes = self.output_dir / "masks", []
         for name, mask in mask_files(masks, self.regions, source.id):
             if "nifti" in self.formats:
                 write_nifti_mask(folder / f"{name}.nii.gz", mask, grid)
             if "png" in self.formats:
                 write_png_mask(folder / f"{name}.png", mask)
-        return self._write_dicom(source, masks, grid) if "dicom_seg" in self.formats else ""
+        if {"nifti", "png"} & set(self.formats) and (counts := told_otherwise(masks, self.regions)):
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            notes.append(f"one value a voxel: the label map differs from the regions' own masks in {listed} voxels")
+        if "dicom_seg" in self.formats:
+            notes.append(self._write_dicom(source, masks, grid))
+        return "; ".join(note for note in notes if note)
 
     def _write_dicom(self, source: CaseSource, masks: np.ndarray, grid: SourceGrid) -> str:
         """A segmentation for DICOM input; where nobody asked for it in particular, doing without is only noted."""
@@ -209,14 +215,21 @@ class SegmentationPredictor(Predictor):
             return
         raw, found = geometry.crop(raw), (geometry.crop(excess) > 0).numpy()
         plane = fullest_plane(found)
+        of_source = int((plane + 0.5) * geometry.source_shape[0] / found.shape[1])
         write_overlay(
             path,
-            picture=raw[:, plane].float().numpy(),
+            picture=self._shown(raw[:, plane]),
             masks=found[:, plane],
             names=names,
             spacing=(geometry.spacing[1], geometry.spacing[2]),
-            caption=f"plane {plane + 1} of {found.shape[1]}, feet to head",
+            caption=f"plane {of_source + 1} of {geometry.source_shape[0]}, feet to head",
         )
+
+    def _shown(self, picture: torch.Tensor) -> np.ndarray:
+        """Stored values within the clip of the network's input, beyond which it sees nothing either."""
+        limits = (getattr(self.preprocessing, "intensity", None) or {}).get("clip")
+        values = picture.float()
+        return (values if limits is None else values.clamp(*limits)).numpy()
 
     def summary(self) -> Row:
         values = label_map(self.regions).values

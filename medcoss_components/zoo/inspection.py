@@ -24,7 +24,10 @@ RESERVED_KEYS = frozenset(
 """Arguments of ``monai.bundle.run``, ``create_workflow`` and ``ConfigWorkflow``; they never reach the config."""
 
 _REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
-_ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/])|['\"](/home|/root|/work|/tmp|/mnt|/data|/workspace|/Users)\b")
+_ABSOLUTE = re.compile(
+    r"^(/|~|[A-Za-z]:[\\/])"  # the whole text, or a text inside an expression that is not put behind another with +
+    r"|(?:^|[^+\s'\"\w)\]]|\b(?:else|or|and|in))\s*['\"](?:/\w|~[/\w]|[A-Za-z]:[\\/])"
+)
 _FORBIDDEN = {"$import": re.compile(r"^\$\s*(import|from)\b"), "nccl": re.compile("nccl")}
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 LICENCE_OTHER = "other"
+LICENCE_FILE = "LICENSE.md"
+"""Terms of weights whose licence has no name of its own; Hugging Face links to a file of this name and to no other."""
 HUB_TASKS = {
     PRETRAINING: {1: "feature-extraction", 2: "image-feature-extraction", 3: "feature-extraction"},
     "classification": {1: "text-classification", 2: "image-classification", 3: "image-classification"},
@@ -83,13 +85,18 @@ def model_card(
     return f"---\n{front}---\n\n{text}"
 
 
+def licence_text(options: CardOptions) -> str:
+    """Content of :data:`LICENCE_FILE`, Markdown."""
+    return f"# Licence\n\nCode and configs: Apache-2.0, see LICENSE.\n\n{_licence(options)}\n"
+
+
 def front_matter(source: BundleSource, metadata: Mapping[str, Any], run: Run, options: CardOptions) -> dict[str, Any]:
     """What stands between the ``---`` lines; empty entries are left out."""
     entry = run.entry()
     task = HUB_TASKS[run.kind][entry.dimension]
     licence = {"license": options.licence}
     if options.licence == LICENCE_OTHER:
-        licence |= {"license_name": "terms-of-data-and-starting-weights", "license_link": "README.md#licence"}
+        licence |= {"license_name": "terms-of-data-and-starting-weights", "license_link": LICENCE_FILE}
     return {
         **licence,
         "library_name": "monai",

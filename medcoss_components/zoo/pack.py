@@ -7,7 +7,8 @@
     models/                         model.pt, encoder.safetensors, vocabulary.json when the run has one
     medcoss_components/             this package; ``pip install --no-deps ./NAME`` installs it, without a network
     pyproject.toml requirements.txt what that needs; see :mod:`medcoss_components.zoo.wheel`
-    LICENSE  SHA256SUMS             ``sha256sum -c SHA256SUMS`` checks every other file
+    LICENSE  LICENSE.md             of the code; of the weights, when their licence has no name of its own
+    SHA256SUMS                      ``sha256sum -c SHA256SUMS`` checks every other file
 
 Same input, same bytes: entries are sorted, stored without compression, with fixed times and modes. Of the run only the
 weights, the vocabulary, the network's sizes and numbers of metrics.json go in: no sample ids, no paths, no buffer.
@@ -28,7 +29,7 @@ from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path, read_json, sha256_file
 from medcoss_components.zoo.build import BundleSource, bundle_folders, read_source
 from medcoss_components.zoo.inspection import bundle_problems
-from medcoss_components.zoo.model_card import CardOptions, model_card
+from medcoss_components.zoo.model_card import LICENCE_FILE, LICENCE_OTHER, CardOptions, licence_text, model_card
 from medcoss_components.zoo.packed_configs import write_configs
 from medcoss_components.zoo.packed_run import Run, check_fits, read_run
 
@@ -106,6 +107,8 @@ def _fill(folder: Path, *, source: BundleSource, run: Run, card: CardOptions, wi
     if with_buffer:
         _write_buffer(folder / "models", run)
     shutil.copyfile(source.folder / "LICENSE", folder / "LICENSE")
+    if card.licence == LICENCE_OTHER:
+        (folder / LICENCE_FILE).write_text(licence_text(card), encoding="utf-8")
     metadata = read_json(folder / "configs" / "metadata.json")
     text = model_card(source=source, metadata=metadata, run=run, options=card, with_buffer=with_buffer)
     (folder / "docs").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 
 from medcoss_components.files import check_archive
 from medcoss_components.weights import read_weights
-from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, differences
+from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, differences, quiet
 
 SMALL_PRESET = "demo"
 SMALL_IDS = 999
 """Largest id given to a small network: its vocabulary is shorter than the declared one."""
 SMALL_LENGTH = 48
-SMALL_SPATIAL = {2: (64, 64), 3: (32, 64, 64)}
+SMALL_SPATIAL = {2: (64, 64), 3: (16, 32, 32)}
 """Number of axes -> size of a small input; multiples of every patch."""
 EXPORT_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
@@ -220,8 +219,7 @@ def check_torchscript(subject: Subject) -> str:
     """``torch.jit.script``, else ``torch.jit.trace``, gives the outputs of the network on inputs it has not seen."""
     network = small_network(subject)
     seen, fresh = (_small_inputs(subject, network, seed) for seed in (1, 2))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         try:
             module, how = torch.jit.script(network), "scripted"
         except Exception as error:  # torch raises a dozen kinds for what its compiler does not know
@@ -240,8 +238,7 @@ def check_onnx(subject: Subject) -> str:
 
     network = small_network(subject)
     path = subject.scratch / "model.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet():
         torch.onnx.export(network, _small_inputs(subject, network, 1), str(path), dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     fresh = _small_inputs(subject, network, 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +92,19 @@ class Subject:
     def training(self) -> str:
         """Name of the config that trains the network: train, or stage in a chain."""
         return next(iter(self.networks))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings, no log below errors: what is left for the user are the lines of the checks."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def root_cause(error: BaseException) -> str:

@@ -6,9 +6,7 @@ written to a scratch folder.
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -17,11 +15,11 @@ from typing import Any
 
 from medcoss_components.files import read_json
 from medcoss_components.zoo.verify_network import small_settings
-from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, root_cause
+from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, quiet, root_cause
 
 SAMPLES = 4
-VOLUME = (24, 48, 48)
-"""Size of synthetic volumes (z, y, x): about one small input, so that few windows cover them."""
+VOLUME = (16, 40, 32)
+"""Size of synthetic volumes (z, y, x): little more than one small input, so that few windows cover them."""
 BRIEF = {
     "preset": "demo",
     "batch_size": 2,
@@ -160,18 +158,12 @@ def _workflow(subject: Subject, name: str, **settings: Any) -> Iterator[Any]:
     """A workflow of the bundle, brief and quiet; finished in the end."""
     from monai.bundle import create_workflow
 
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            workflow = create_workflow(
-                config_file=str(subject.folder / "configs" / f"{name}.json"),
-                workflow_type=KINDS[name],
-                logging_file=False,
-                **{**_settings(subject, name), **settings},
-            )
-            yield workflow
-            workflow.finalize()
-    finally:
-        logging.disable(level)
+    with quiet(), redirect_stdout(StringIO()):
+        workflow = create_workflow(
+            config_file=str(subject.folder / "configs" / f"{name}.json"),
+            workflow_type=KINDS[name],
+            logging_file=False,
+            **{**_settings(subject, name), **settings},
+        )
+        yield workflow
+        workflow.finalize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import subprocess
@@ -11,10 +12,16 @@ import textwrap
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
+from packaging.requirements import Requirement
+
+from medcoss_components.files import read_json
+from medcoss_components.zoo.pack import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = ROOT / "bundles"
@@ -113,28 +120,40 @@ def task_data(folder: Path, config: dict[str, Any], **counts: int) -> Path:
 
 @pytest.fixture(scope="session")
 def make_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Task]:
-    """``make_task(name)``: train the bundle's own train.json with a tiny network and pack the run; once each."""
-    made: dict[str, Task] = {}
+    """``make_task(name)``: train the bundle's own train.json with a tiny network and pack the run.
+
+    Once for all files of tests: workers of pytest-xdist find what another one has made.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def make(name: str) -> Task:
-        if name not in made:
-            made[name] = _train_and_pack(name, tmp_path_factory.mktemp(name))
-        return made[name]
+        folder = shared / f"task_{name}"
+        settings = task_settings(name)
+        with FileLock(f"{folder}.lock"):
+            packed = next((folder / "dist").glob("*.zip"), None) or _train_and_pack(name, folder, settings)
+        config = read_json(BUNDLES / name / "configs" / "train.json")
+        return Task(name, folder / "run", packed, folder / "data" / "manifest.json", {**config, **settings})
 
     return make
 
 
-def _train_and_pack(name: str, folder: Path) -> Task:
-    from monai.bundle import create_workflow
-
-    from medcoss_components.files import read_json
-    from medcoss_components.zoo.pack import pack_bundle
-
+def task_settings(name: str) -> dict[str, Any]:
+    """Settings that make a task's network and training tiny; those that its config has."""
     config = read_json(BUNDLES / name / "configs" / "train.json")
     settings = {"preset": "demo", "input_shape": INPUTS[max(1, len(config["input_shape"]) - 1)]}
     settings |= {key: value for key, value in TASK_BRIEF.items() if key in config}
     if "size" in (config["preparation"] or {}):
         settings["preparation"] = {"size": [48, 64]}
+    return settings
+
+
+def _train_and_pack(name: str, folder: Path, settings: dict[str, Any]) -> Path:
+    from monai.bundle import create_workflow
+
+    from medcoss_components.zoo.pack import pack_bundle
+
+    config = read_json(BUNDLES / name / "configs" / "train.json")
     each = len(config.get("classes", ())) or 2
     manifest = task_data(folder / "data", config, count=max(4, each), validation=each, testing=each)
     places = {"data_manifest": str(manifest), "store_dir": str(folder / "store"), "output_dir": str(folder / "run")}
@@ -148,8 +167,7 @@ def _train_and_pack(name: str, folder: Path) -> Task:
     )
     workflow.run()
     workflow.finalize()
-    packed = pack_bundle(name, weights=folder / "run", to=folder / "dist", bundles_dir=BUNDLES)
-    return Task(name, folder / "run", packed, manifest, {**config, **settings})
+    return pack_bundle(name, weights=folder / "run", to=folder / "dist", bundles_dir=BUNDLES)
 
 
 @pytest.fixture
@@ -174,6 +192,12 @@ def unpacked(packed: Path, tmp_path: Path) -> Path:
     return tmp_path / "unpacked" / NAME
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Rows of a table, column name -> text."""
+    with open(path, newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
 @pytest.fixture
 def shell() -> Callable[..., str]:
     """``shell(arguments, cwd, python=..., **variables)``: run a program without network, return what it printed."""
@@ -189,20 +213,42 @@ def shell() -> Callable[..., str]:
 
 @pytest.fixture
 def fresh_python(tmp_path: Path) -> Path:
-    """Python of a new environment that has this environment's packages, but not ours.
+    """Python of a new environment with torch, MONAI, ignite, what the bundle's requirements ask for, and nothing else.
 
-    Links stand for an installation, because there is no network; ``.pth`` files, by which this package is installed for
-    development, are left out.
+    Links to the packages of this environment stand for an installation, because there is no network.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     links = tmp_path / "packages"
     links.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "medcoss" not in entry.name and entry.suffix != ".pth":
-            (links / entry.name).symlink_to(entry)
+    purelib = Path(sysconfig.get_path("purelib"))
+    for entry in sorted(_entries("pip", "torch", "monai", "pytorch-ignite", *requirements())):
+        if (purelib / entry).exists():
+            (links / entry).symlink_to(purelib / entry)
     (place,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (place / "others.pth").write_text(f"{links}\n")
     return tmp_path / "venv" / "bin" / "python"
+
+
+def _entries(*wanted: str) -> set[str]:
+    """Files and folders of site-packages that belong to the required packages and to all that these require."""
+    open_, seen, entries = [Requirement(line) for line in wanted], set(), set()
+    while open_:
+        requirement = open_.pop()
+        key = (requirement.name.lower(), *sorted(requirement.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            found = distribution(requirement.name)
+        except PackageNotFoundError:  # for another platform
+            continue
+        entries |= {file.parts[0] for file in found.files or () if file.suffix != ".pth"}
+        for line in found.requires or ():
+            needed = Requirement(line)
+            extras = ("", *requirement.extras)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                open_.append(needed)
+    return entries - {"..", "__pycache__"}
 
 
 def offline(python: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ unpacking. ``load`` reads ``configs/<workflow_type>.json``, so "infer" needs ``c
 
 from __future__ import annotations
 
-import subprocess
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from monai.bundle import create_workflow, download, load
 
 from medcoss_components.weights import read_weights
 
-from .conftest import BRIEF, NAME, ROOT, offline, page_commands
+from .conftest import BRIEF, NAME, ROOT, Task, offline, page_commands, rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file", "ignore:No hash value provided")
 
@@ -68,21 +68,43 @@ PAGE = ROOT / "docs" / "use-one-bundle.md"
 
 
 def test_fresh_environment(
-    fresh_python: Path, packed: Path, manifest: Path, tmp_path: Path, shell: Callable[..., str]
+    fresh_python: Path,
+    packed: Path,
+    manifest: Path,
+    make_task: Callable[[str], Task],
+    tmp_path: Path,
+    shell: Callable[..., str],
 ) -> None:
-    """docs/use-one-bundle.md as it stands, from the zip to embeddings; the package comes from the bundle alone."""
+    """docs/use-one-bundle.md as it stands, from the zips to predictions and embeddings.
+
+    The package comes from the bundle alone, all else from what its requirements.txt asks for.
+    """
     import pyarrow.parquet
 
-    here = tmp_path / "here"
-    (here / "data").mkdir(parents=True)
-    (here / packed.name).symlink_to(packed)
-    for entry in manifest.parent.iterdir():
-        (here / "data" / entry.name).symlink_to(entry)
+    task, here = make_task("chest_xray_classification"), tmp_path / "here"
+    here.mkdir()
+    for source in (packed, task.packed):
+        (here / source.name).symlink_to(source)
+    (here / "films").symlink_to(task.manifest.parent / "files")
+    (here / "data").symlink_to(manifest.parent)
 
-    absent = subprocess.run([fresh_python, "-c", "import medcoss_components"], cwd=here, env={}, capture_output=True)
-    assert absent.returncode == 1 and b"ModuleNotFoundError" in absent.stderr
-    printed = shell(["bash", "-e", "-c", page_commands(PAGE)], here, **offline(fresh_python))
-    assert str(tmp_path / "venv") in printed  # where the package was imported from
+    absent = "from importlib.util import find_spec; print([bool(find_spec(name)) for name in {names}])"
+    names = ["monai", "medcoss_components", "pytest", "onnx", "highdicom"]
+    found = shell([fresh_python, "-c", absent.format(names=names)], here, **offline(fresh_python))
+    assert found.split() == ["[True,", "False,", "False,", "False,", "False]"]
+    commands = page_commands(PAGE)
+    printed = shell(["bash", "-e", "-c", commands], here, **offline(fresh_python))
+    assert str(tmp_path / "venv") in printed and "ClassificationModel" in printed  # where the package came from
+
+    rows = rows_of(here / "predictions" / "predictions.csv")
+    assert len(rows) == len(list((here / "films").iterdir())) and "predicted" in rows[0]
+    for row in rows:
+        assert sum(float(value) for name, value in row.items() if name.startswith("prob_")) == pytest.approx(
+            1, abs=1e-4
+        )
     table = pyarrow.parquet.read_table(here / "embeddings.parquet")
     assert len(table) == 6 and len(table["embedding"][0]) == 128
-    assert not (here / NAME / "build").exists()
+    assert not (here / task.name / "build").exists()
+    card = (here / task.name / "README.md").read_text(encoding="utf-8")
+    (predict,) = [block for block in card.split("\n\n") if "--input cases" in block]
+    assert textwrap.dedent(predict).strip().replace("--input cases", "--input films") in commands

@@ -19,5 +19,6 @@ def test_publish_page(run_folder: Path, tmp_path: Path, shell: Callable[..., str
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     printed = shell(["bash", "-e", "-c", page_commands(ROOT / "docs" / "publish.md")], tmp_path, PATH=path)
     assert "bundles are up to date" in printed and f"dist/{NAME}_0.1.0.zip" in printed
+    assert f"{NAME}: weights: ok" in printed and f"{NAME}: onnx: ok" in printed and "19 ok, 0 failed" in printed
     front = yaml.safe_load(printed.split("---\n")[1])
     assert front["license"] == "cc-by-nc-4.0" and front["datasets"] == ["MIMIC-CXR-JPG"]

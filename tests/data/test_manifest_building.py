@@ -160,6 +160,13 @@ class TestTable:
             "training",
         )
 
+    def test_another_encoding_is_told(self, tmp_path):
+        path = tmp_path / "table.csv"
+        path.write_bytes("file;label\nMüller.png;normal\n".encode("cp1252"))
+        with pytest.raises(InputError, match="line 2 is not UTF-8") as caught:
+            read_label_table(path)
+        assert "ller.png" not in str(caught.value)
+
     def test_tabs(self, tmp_path):
         (tmp_path / "table.tsv").write_text("series\tlabel\n1.2\tx\n")
         table = read_label_table(tmp_path / "table.tsv")

@@ -105,7 +105,7 @@ def test_json_lines(tmp_path):
         ("a.jsonl", b'{"report": "Secret"}', "a.jsonl: no column 'text'; found 'report'"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "Secret', "a.jsonl: line 2 is not JSON"),
         ("a.jsonl", b'["Secret"]', "a.jsonl: line 1 must be a JSON object, got list"),
-        ("a.csv", b"text\nok\nSecret \xff\n", "a.csv: line 3 is not UTF-8"),
+        ("a.csv", b"text\nok\nSecret \xff\n", "a.csv: line 3 is not UTF-8 .* CSV UTF-8"),
         ("a.csv", b"", "a.csv: the file is empty"),
         ("a.txt", b"Secret", "a.txt: unknown format; readable are .xml, .csv, .tsv, .jsonl, .ndjson"),
         (
@@ -138,3 +138,9 @@ def test_unknown_column_argument(tmp_path):
     (tmp_path / "a.csv").write_text("text\nok")
     with pytest.raises(InputError, match=r"unknown columns \['body'\]; settable are id, text, label, group"):
         list(read_texts(tmp_path / "a.csv", body="x"))
+
+
+def test_semicolons_of_a_spreadsheet(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeffid;text;label\n1;one, two, three;2\n", encoding="utf-8")
+    (record,) = read_texts(tmp_path / "a.csv")
+    assert (record.id, record.text, record.label) == ("1", "one, two, three", "2")

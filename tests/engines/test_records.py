@@ -95,3 +95,10 @@ def test_damaged_record_refused(path):
 
 def test_equal_settings_have_no_changes():
     assert changed_settings(SETTINGS, dict(SETTINGS)) == []
+
+
+def test_hashes_are_shortened():
+    one, other = "0123456789ab" * 5 + "0123", "fedcba987654" * 5 + "fedc"
+    assert changed_settings({"data": {"a": one}}, {"data": {"a": other}}) == [
+        "data: {'a': '0123456789ab...'} -> {'a': 'fedcba987654...'}"
+    ]

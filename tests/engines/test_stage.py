@@ -128,7 +128,7 @@ class TestWholeStage:
         ("change", "message"),
         [
             ({"settings": {"batch_size": 8, "seed": 0}}, "batch_size: 4 -> 8"),
-            ({"buffers": []}, r"buffers: \['[0-9a-f]{64}'\] -> \[\]"),
+            ({"buffers": []}, r"buffers: \['[0-9a-f]{12}\.\.\.'\] -> \[\]"),
         ],
     )
     def test_other_settings_or_sources_refused(self, change, message, folder, make_stage):

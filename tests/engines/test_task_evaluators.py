@@ -10,8 +10,9 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from medcoss_components.data.masks import read_mask
 from medcoss_components.data.regions import region_masks
 from medcoss_components.engines import task_evaluators
-from medcoss_components.engines.task_evaluators import window_inferer
+from medcoss_components.engines.task_evaluators import square_pixels, window_inferer
 from medcoss_components.errors import InputError
+from medcoss_components.evaluation.results import CasePicture
 from medcoss_components.evaluation.segmentation import case_metrics
 
 
@@ -152,6 +153,26 @@ class TestSegmentation:
         result = evaluator.evaluate()
         scores = sorted((row["dice/organ"] + row["dice/core"]) / 2 for row in result.rows)
         assert [picture.score for picture in result.pictures] == pytest.approx(scores[:2])
+
+    def test_pictures_keep_the_proportions_of_the_body(self):
+        """A plane of 2 x 3 pixels of 3 x 1 mm: each row three times."""
+        picture = CasePicture(
+            case="a",
+            image=np.arange(6, dtype=np.float32).reshape(2, 3),
+            target=np.array([[[True, False, False], [False] * 3]]),
+            prediction=np.zeros((1, 2, 3), bool),
+            score=0.0,
+        )
+        wide = square_pixels(picture, (3.0, 1.0))
+        assert wide.image[:, 0].tolist() == [0, 0, 0, 3, 3, 3] and wide.image.shape == (6, 3)
+        assert wide.target[0, :, 0].tolist() == [True] * 3 + [False] * 3 and wide.prediction.shape == (1, 6, 3)
+        assert square_pixels(picture, (1.0, 2.0)).image.tolist() == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5]]
+        assert square_pixels(picture, (1.0, 1.05)) is picture
+
+    def test_a_probability_at_the_threshold_is_outside_as_in_predictions(self, make_task):
+        evaluator = make_task("segmentation", "ct").validator
+        evaluator.inferer = lambda inputs, network: torch.zeros(1, 2, *inputs.shape[2:])
+        assert all(row["volume/organ"] == row["volume/core"] == 0 for row in evaluator.evaluate().rows)
 
     def test_distances_can_be_left_out(self, make_task):
         evaluator = make_task("segmentation", "ct").validator

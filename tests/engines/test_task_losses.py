@@ -72,6 +72,12 @@ class TestClassification:
         with pytest.raises(InputError, match=f"received '{given}'"):
             classification_loss(class_weights=given, dataset=dataset)
 
+    def test_number_of_weights_is_compared_before_training(self):
+        dataset = SimpleNamespace(targets=[0, 1], classes=("a", "b", "c"))
+        assert classification_loss(class_weights=[1, 2, 3], dataset=dataset).weights is not None
+        with pytest.raises(InputError, match="each of the 3 classes, received 2"):
+            classification_loss(class_weights=[1, 2], dataset=dataset)
+
     @pytest.mark.parametrize("weights", [[1, -2], [0, 0], [1, float("nan")]])
     def test_bad_weights_refused(self, weights):
         with pytest.raises(InputError, match="class_weights: needs numbers of at least 0"):

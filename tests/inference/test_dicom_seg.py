@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import highdicom as hd
 import numpy as np
 import pytest
 
@@ -9,8 +10,6 @@ from medcoss_components.errors import InputError
 from medcoss_components.inference.dicom_seg import write_dicom_seg
 from medcoss_components.inference.outputs import CasesFailedError
 from medcoss_components.inference.segmentation import chosen_formats
-
-hd = pytest.importorskip("highdicom")
 
 
 def segmentation(folder):
@@ -101,6 +100,30 @@ def test_radiograph_without_frame_of_reference(tmp_path, dicom_file, segmenter, 
         tmp_path / "in", "xray", network=brighter(0.5), regions={"spot": "any"}, formats=["png", "dicom_seg"]
     ).run()
     np.testing.assert_array_equal(segmentation(tmp_path).pixel_array.reshape(8, 12), picture > 1000)
+
+
+def test_radiograph_with_pixel_spacing_can_be_read_again(tmp_path, dicom_file, segmenter, brighter):
+    """highdicom writes a spacing without a slice thickness, but refuses to read it."""
+    from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
+
+    picture = np.full((8, 12), 100, np.uint16)
+    picture[2:5, 3:9] = 4000
+    fields = {"Modality": "CR", "SOPClassUID": ComputedRadiographyImageStorage, "StudyInstanceUID": generate_uid()}
+    dicom_file[0](tmp_path / "in" / "a.dcm", picture, PixelSpacing=[0.2, 0.4], **fields)
+    predictor = segmenter(tmp_path / "in", "xray", network=brighter(0.5), regions={"spot": "any"}, formats="auto")
+    predictor.run()
+    np.testing.assert_array_equal(segmentation(tmp_path).pixel_array.reshape(8, 12), picture > 1000)
+    (row,) = predictor.rows.values()
+    assert row["area_mm2/spot"] == 18 * 0.08 and row["note"] == ""
+
+
+@pytest.mark.parametrize("thickness", ["", None])
+def test_series_without_slice_thickness(tmp_path, series, ball, segmenter, thickness):
+    """It may be empty (type 2); the segmentation gets the distance of the slices."""
+    segmenter(series(tmp_path / "in", ball, SliceThickness=thickness), formats="dicom_seg").run()
+    seg = segmentation(tmp_path)
+    np.testing.assert_array_equal(by_instance(seg, tmp_path / "in")[..., 0], ball >= 500)
+    assert float(seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness) == 2.0
 
 
 def test_source_that_highdicom_refuses(tmp_path, dicom_file, segmenter, brighter):

@@ -53,7 +53,11 @@ def test_series_of_a_dicom_tree(tmp_path, series):
     series(tmp_path / "mr", volume, uid="1.2.4", Modality="MR")
     (tmp_path / "two" / "DICOMDIR").write_bytes(b"x")
     result = found(tmp_path, "ct")
-    assert [(case.source, len(case.files)) for case in result.cases] == [("one", 3), ("one", 3), ("two", 3)]
+    assert [(case.source, len(case.files)) for case in result.cases] == [
+        ("one/001.dcm and 2 more", 3),
+        ("one/x001.dcm and 2 more", 3),
+        ("two", 3),
+    ]
     assert result.cases[2].id == hash_identifier("1.2.3", "0123456789abcdef")
     ((source, reason),) = result.skipped
     assert source == "mr/001.dcm and 2 more" and "'MR', expected CT" in reason
@@ -135,3 +139,27 @@ def test_paths_are_taken_out_of_reasons(tmp_path):
     assert without_paths("12 rows in 12", [tmp_path / "12"]) == "12 rows in 12"
     assert without_paths("DOE12 in DOE", [tmp_path / "DOE"]) == "DOE12 in (file)"
     assert without_paths("slice sizes differ in file.nii", [path]) == "slice sizes differ in (file)"
+
+
+def test_localizers_and_screens_are_no_volumes(tmp_path, series, dicom_file):
+    """A study as an archive exports it: localizer, dose page, one series; also a localizer inside of the series."""
+    volume = np.zeros((3, 4, 5), np.int16)
+    series(tmp_path / "study", volume, uid="1.2.1")
+    series(tmp_path / "scout", volume[:2], uid="1.2.2", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    series(tmp_path / "study" / "top", volume[:1], uid="1.2.1", ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "Topogram"])
+    dicom_file[0](tmp_path / "dose.dcm", PLANE.astype(np.uint16), SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    result = found(tmp_path, "ct")
+    assert [(case.source, len(case.files)) for case in result.cases] == [("study", 3)]
+    assert result.skipped == [
+        ("dose.dcm", "a secondary capture without a place, such as a report or a screen"),
+        ("scout/001.dcm and 1 more", "a localizer"),
+        ("study/top/001.dcm", "a localizer"),
+    ]
+
+
+def test_predictions_below_the_input_are_no_cases(tmp_path):
+    for name in ("a.png", "predictions/masks/x.png", "predictions/overlays/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(tmp_path / name, PLANE)
+    (tmp_path / "predictions" / "finished.jsonl").write_text("")
+    assert [case.source for case in found(tmp_path, "xray").cases] == ["a.png"]

@@ -18,6 +18,7 @@ from medcoss_components.inference.outputs import (
     mask_files,
     paint,
     safe_name,
+    told_otherwise,
     write_nifti_mask,
     write_png_mask,
     write_table,
@@ -48,6 +49,15 @@ def test_paint_tells_the_inner_region():
     organ, core = [True, True, False, False], [False, True, True, False]
     regions = {"core": [2], "organ": [1, 2]}
     np.testing.assert_array_equal(paint(np.array([core, organ]), label_map(regions)), [1, 2, 2, 0])
+
+
+def test_what_a_label_map_cannot_tell_is_counted():
+    """The core's voxel outside of the organ is in the organ by its value; of two disjoint regions the later is told."""
+    organ, core = [True, True, False, False], [False, True, True, False]
+    assert told_otherwise(np.array([core, organ]), {"core": [2], "organ": [1, 2]}) == {"organ": 1}
+    assert told_otherwise(np.array([organ, core]), {"left": [1], "right": [2]}) == {"left": 1}
+    assert told_otherwise(np.array([organ, organ]), {"core": [2], "organ": [1, 2]}) == {}
+    assert told_otherwise(np.array([organ, core]), {"left": [1, 2], "upper": [2, 3]}) == {}
 
 
 def test_mask_files():

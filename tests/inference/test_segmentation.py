@@ -12,8 +12,10 @@ from monai.inferers import SimpleInferer
 from PIL import Image
 
 from medcoss_components.data.readers import read_volume
+from medcoss_components.data.task_inputs import TaskTransform
 from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
+from medcoss_components.inference import segmentation
 from medcoss_components.inference.outputs import CasesFailedError
 
 OBLIQUE = np.array([[0, 0.3, -3.0, 7], [1.5, 0, 0, -2], [0, -2.0, 0.1, 4], [0, 0, 0, 1]])
@@ -106,6 +108,15 @@ def test_same_as_the_inferer_alone(tmp_path, nifti, segmenter):
         assert (written != mask).sum() <= 1  # rounding at exactly 0.5
 
 
+def test_what_the_label_map_cannot_tell_is_noted(tmp_path, nifti, ball, segmenter, brighter):
+    """The core is found wherever there is tissue, the organ only in its brightest part."""
+    predictor = segmenter(nifti(tmp_path / "a.nii", ball), network=brighter(0.7, 0.2))
+    predictor.run()
+    (row,) = predictor.rows.values()
+    assert (row["voxels/organ"], row["voxels/core"]) == (8, 120)
+    assert row["note"] == "one value a voxel: the label map differs from the regions' own masks in organ 112 voxels"
+
+
 def test_threshold(tmp_path, nifti, ball, segmenter, brighter):
     """The core's input is 900 / 1024: its probability for level 0.875 is sigmoid(0.78) = 0.686."""
     path = nifti(tmp_path / "v.nii.gz", ball)
@@ -169,6 +180,27 @@ def test_overlay_of_a_volume_and_resume(tmp_path, nifti, ball, segmenter):
     assert [row["voxels/organ"] for row in again.rows.values()] == [120, 0]
     with pytest.raises(InputError, match="threshold: 0.5 -> 0.4"):
         segmenter(tmp_path / "in", overlay=True, threshold=0.4).run()
+
+
+def test_overlay_shows_what_the_network_sees(tmp_path, nifti, ball, segmenter, brighter, monkeypatch):
+    """The plane is one of the file's, though 2 mm became 1 mm; values beyond the input's clip stretch no greys."""
+    calls = []
+    monkeypatch.setattr(segmentation, "write_overlay", lambda path, **options: calls.append(options))
+    transform = TaskTransform(
+        modality="ct", input_shape=(1, 4, 6, 8), regions={"organ": [1, 2]}, intensity={"clip": [-100, 300]}
+    )
+    ball[5, 2:12, 2:16] = 900
+    segmenter(
+        nifti(tmp_path / "a.nii", ball, np.diag([-1.0, -1.0, 2.0, 1.0])),
+        network=brighter(299.0),
+        regions={"organ": [1, 2]},
+        preprocessing=transform,
+        overlay=True,
+        preparation={"spacing": [1.0, 1.0, 1.0]},
+    ).run()
+    (options,) = calls
+    assert options["caption"] == "plane 6 of 10, feet to head"
+    assert (options["picture"].min(), options["picture"].max()) == (-100, 300)
 
 
 @pytest.mark.parametrize(

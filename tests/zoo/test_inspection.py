@@ -55,6 +55,9 @@ def test_good_config_has_no_problem() -> None:
         ({"folder": "/home/me/data"}, "folder: absolute path in '/home/me/data'"),
         ({"folder": "$'/workspace/' + 'x'"}, "folder: absolute path in"),
         ({"folder": "C:\\data"}, "folder: absolute path in"),
+        ({"folder": "$'/srv/x'"}, "folder: absolute path in"),
+        ({"folder": "$__import__('os').path.join(@size, '/opt/x')"}, "folder: absolute path in"),
+        ({"folder": "$@size if @size else '~/x'"}, "folder: absolute path in"),
         ({"tracking": True}, "tracking: the command line of MONAI has an option of this name"),
         ({"about": {"purpose": "p", "command": "c", "override": "o"}}, "about: prerequisite is missing"),
     ],
@@ -62,6 +65,11 @@ def test_good_config_has_no_problem() -> None:
 def test_planted_defect(change: dict[str, Any], problem: str) -> None:
     problems = config_problems(with_change(change))
     assert len(problems) == 1 and problem in problems[0]
+
+
+def test_path_behind_another_is_not_absolute() -> None:
+    texts = ["$str(@size) + '/x'", "$str(@size)+'/x'", "$'a/b'.replace('/', '_')"]
+    assert config_problems(with_change({"parts": texts})) == []
 
 
 def test_header_must_come_first() -> None:

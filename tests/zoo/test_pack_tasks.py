@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, write_json
@@ -158,6 +159,7 @@ class TestCard:
         testing, validation = front["model-index"][0]["results"]
         assert [entry["value"] for entry in testing["metrics"]] == [0.625, 0.5]
         assert [entry["type"] for entry in validation["metrics"]] == ["accuracy"]
+        assert [result.metric_value for result in ModelCard(text).data.eval_results] == [0.625, 0.5, 0.75]
         assert "Testing split, 8 samples:" in text and "| accuracy | 0.6250 | 0.2500 to 0.8750 |" in text
         assert "| auc | undefined |  |" in text and "| sensitivity/no | 0.5000 |  |" in text
         assert "| epoch of these weights | 1 |" in text and "| chosen by | accuracy+auc+f1 |" in text
