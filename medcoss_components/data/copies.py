@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from medcoss_components.data.adapters.own_data import Found, LeftOut
+from medcoss_components.data.adapters.findings import Found, LeftOut
 from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_file, sha256_json
 from medcoss_components.progress import progress

@@ -14,7 +14,8 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from medcoss_components.data.adapters.own_data import Findings, Found, LeftOut, find_images, find_texts, find_volumes
+from medcoss_components.data.adapters.findings import Findings, Found, LeftOut
+from medcoss_components.data.adapters.own_data import find_images, find_texts, find_volumes
 from medcoss_components.data.adapters.own_dicom import MINIMUM_SLICES, RULES, find_dicom
 from medcoss_components.data.copies import DUPLICATES, without_copies
 from medcoss_components.data.group_split import split_groups

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from medcoss_components.data.adapters.own_data import (
+from medcoss_components.data.adapters.findings import (
     Findings,
     Found,
     LeftOut,

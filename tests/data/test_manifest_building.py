@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.own_data import bare_name, find_images, find_volumes, header_size, walk
+from medcoss_components.data.adapters.findings import bare_name, header_size, walk
+from medcoss_components.data.adapters.own_data import find_images, find_volumes
 from medcoss_components.data.adapters.own_dicom import find_dicom, geometry_problem, read_header
 from medcoss_components.data.group_split import split_groups
 from medcoss_components.data.label_table import read_label_table

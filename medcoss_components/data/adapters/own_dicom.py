@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from medcoss_components.data.adapters.own_data import Findings, Found, LeftOut, bare_name, reason, walk
+from medcoss_components.data.adapters.findings import Findings, Found, LeftOut, bare_name, reason, walk
 from medcoss_components.data.identifiers import hash_identifier, identifier_salt
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.readers_common import naming_file
