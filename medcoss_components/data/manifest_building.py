@@ -5,11 +5,10 @@ files + labels.csv or masks --(medcoss manifest build)--> manifest.json, manifes
 
 from __future__ import annotations
 
-import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,18 @@ from medcoss_components.data.adapters.findings import Findings, Found, LeftOut
 from medcoss_components.data.adapters.own_data import find_images, find_texts, find_volumes
 from medcoss_components.data.adapters.own_dicom import MINIMUM_SLICES, RULES, find_dicom
 from medcoss_components.data.copies import DUPLICATES, without_copies
-from medcoss_components.data.group_split import split_groups
-from medcoss_components.data.identifiers import hash_identifier, identifier_salt
-from medcoss_components.data.manifest import SPLITS, Item, Manifest, write_manifest
-from medcoss_components.data.manifest_summary import label_name, summary
+from medcoss_components.data.manifest import SPLITS
+from medcoss_components.data.manifest_assembly import (
+    Built,
+    hashed_groups,
+    record_path,
+    require_items,
+    splits_by_shares,
+    write_built,
+)
 from medcoss_components.data.modalities import Modality, get_modality
 from medcoss_components.data.own_labels import with_labels, with_masks
 from medcoss_components.errors import InputError
-from medcoss_components.files import write_json
 
 DIMENSIONS = {"images": (2,), "volumes": (3,), "dicom": (2, 3), "texts": (1,)}
 """Kind of source -> dimensions of the modalities that it can serve."""
@@ -123,21 +126,8 @@ class OwnData:
         return get_modality(self.modality)
 
 
-@dataclass(frozen=True)
-class Built:
-    """A written manifest, what was left out of it, and what to know about it."""
-
-    path: Path
-    manifest: Manifest
-    left_out: tuple[LeftOut, ...] = ()
-    notes: tuple[str, ...] = field(default=())
-
-
 def build_manifest(data: OwnData, path: str | Path) -> Built:
     """Write a manifest of one's own files, and ``<name>.build.json`` beside it: counts and what was left out.
-
-    Identifiers of patients are hashed with the site's salt; ids of items are hashes of their places. Paths, and the
-    texts of text items, stand in the manifest as they are.
 
     Args:
         data: what to read.
@@ -148,7 +138,7 @@ def build_manifest(data: OwnData, path: str | Path) -> Built:
             are dropped or kept), or fewer patients than splits.
     """
     path = Path(path)
-    written = (path, _record_path(path), *path.parent.glob(f"{escape(path.stem)}.items-*.parquet"))
+    written = (path, record_path(path), *path.parent.glob(f"{escape(path.stem)}.items-*.parquet"))
     found, left = FINDERS[data.kind](replace(data, exclude=(*data.exclude, *written)))
     found, more = _labelled(data, found, path.parent)
     left += more
@@ -157,17 +147,18 @@ def build_manifest(data: OwnData, path: str | Path) -> Built:
     rule = data.duplicates or ("keep" if data.kind == "texts" else "refuse")
     found, more, notes = without_copies(found, rule=rule, by_label=data.masks is None)
     left += more
-    if not found:
-        raise InputError(f"{data.root}: nothing for a manifest is left. Left out: {_reasons(left)}.")
-    notes += _group_notes(found)
-    salt = identifier_salt()
-    groups = [hash_identifier(item.patient or f"own {item.name}", salt) for item in found]
-    splits = _splits(data, found, groups)
-    manifest = _manifest(data, path, _items(found, groups, salt), splits)
-    write_manifest(manifest, path)
-    built = Built(path, manifest, tuple(left), (*notes, *_label_notes(data, manifest)))
-    write_json(_record_path(path), _record(data, built))
-    return built
+    require_items(found, left, data.root)
+    groups = hashed_groups(found)
+    return write_built(
+        path,
+        header=_header(data, path),
+        found=found,
+        groups=groups,
+        splits=_splits(data, found, groups),
+        left_out=left,
+        notes=[*notes, *_group_notes(found)],
+        record={"kind": data.kind, "split": list(data.split), "seed": data.seed},
+    )
 
 
 def _find_dicom(data: OwnData) -> Findings:
@@ -200,10 +191,6 @@ def _beside(data: OwnData) -> list[Path]:
     """What may lie below the root and is no data: the table, masks in a folder of their own, what we wrote."""
     masks = [data.masks] if data.masks and data.masks.absolute() != data.root.absolute() else []
     return [*masks, *data.exclude, *filter(None, (data.labels,))]
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.build.json")
 
 
 def _labelled(data: OwnData, found: list[Found], base: Path) -> Findings:
@@ -265,8 +252,7 @@ def _splits(data: OwnData, found: Sequence[Found], groups: Sequence[str]) -> lis
             raise InputError(f"{data.labels}: the split of {fixed.count('')} items is empty. Fill the column.")
         _check_leakage(data, groups, fixed)
         return fixed
-    labels = [None if data.masks is not None else str(item.label) for item in found]
-    return [SPLITS[index] for index in split_groups(groups, labels, data.split, seed=data.seed)]
+    return splits_by_shares(found, groups, data.split, seed=data.seed, by_label=data.masks is None)
 
 
 def _check_leakage(data: OwnData, groups: Sequence[str], splits: Sequence[str]) -> None:
@@ -280,81 +266,18 @@ def _check_leakage(data: OwnData, groups: Sequence[str], splits: Sequence[str]) 
         )
 
 
-def _items(found: Sequence[Found], groups: Sequence[str], salt: str) -> list[Item]:
-    labels = _class_numbers([item.label for item in found])
-    return [
-        Item(
-            id=hash_identifier(f"item {item.keys.get('file', '')} {item.name}", salt),
-            image=None if item.path is None else Path(os.path.abspath(item.path)),
-            text=item.text,
-            label=label,
-            group=group,
-        )
-        for item, group, label in zip(found, groups, labels, strict=True)
-    ]
-
-
-def _class_numbers(labels: list[Any]) -> list[Any]:
-    """Labels as numbers where they are all the digits of 0, 1, ..., K - 1; else as they are.
-
-    >>> _class_numbers(["1", "0", None]), _class_numbers(["1", "2"])
-    ([1, 0, None], ['1', '2'])
-    """
-    names = {label for label in labels if label is not None}
-    if names and names == {str(number) for number in range(len(names))}:
-        return [None if label is None else int(label) for label in labels]
-    return labels
-
-
-def _manifest(data: OwnData, path: Path, items: Sequence[Item], splits: Sequence[str]) -> Manifest:
-    lists: dict[str, Any] = {
-        name: tuple(item for item, split in zip(items, splits, strict=True) if split == name) for name in SPLITS
+def _header(data: OwnData, path: Path) -> dict[str, Any]:
+    """What the manifest says of the data set."""
+    return {
+        "name": data.name or _default_name(path.absolute()),
+        "version": data.version,
+        "modality": data.entry,
+        "licence": data.licence,
+        "source": data.source,
+        "intensity_unit": UNITS.get(data.entry.intensity, "a.u."),
     }
-    return Manifest(
-        name=data.name or _default_name(path.absolute()),
-        version=data.version,
-        modality=data.entry,
-        licence=data.licence,
-        source=data.source,
-        root=path.parent,
-        intensity_unit=UNITS.get(data.entry.intensity, "a.u."),
-        **lists,
-    )
 
 
 def _default_name(path: Path) -> str:
     """Name of the file, or of its folder where the file is just called manifest."""
     return _NAME.sub("-", path.parent.name if path.stem == "manifest" else path.stem).strip("-._") or "own"
-
-
-def _label_notes(data: OwnData, manifest: Manifest) -> list[str]:
-    """Splits that miss a class which another one has."""
-    if data.masks is not None:
-        return []
-    known = {split: {label_name(item) for item in manifest.items(split)} for split in SPLITS}
-    every = {label for labels in known.values() for label in labels}
-    notes = []
-    for split in SPLITS:
-        missing = sorted(every - known[split])
-        if manifest.items(split) and missing:
-            notes.append(f"{split} has no item of {', '.join(missing)}.")
-    return notes
-
-
-def _reasons(left: Sequence[LeftOut]) -> str:
-    ranking = Counter(entry.reason for entry in left).most_common(5)
-    return "; ".join(f"{count} x {reason}" for reason, count in ranking) or "nothing was there"
-
-
-def _record(data: OwnData, built: Built) -> dict[str, Any]:
-    """Content of ``<name>.build.json``."""
-    return {
-        "format": 1,
-        "kind": data.kind,
-        "split": list(data.split),
-        "seed": data.seed,
-        "manifest_hash": built.manifest.hash,
-        **summary(built.manifest),
-        "notes": list(built.notes),
-        "left_out": [{"where": entry.where, "reason": entry.reason} for entry in built.left_out],
-    }

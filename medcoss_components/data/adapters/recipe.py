@@ -1,8 +1,11 @@
-"""A recipe says what a data set is: source, licence, layout, adapter, split, expected counts. Read from YAML."""
+"""A recipe says what a data set is: source, licence, layout, adapter, split, expected counts. Read from YAML.
+
+Here are the recipes of the sample; those of published data sets: ``dataset_recipe.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module, resources
 from pathlib import Path, PurePosixPath
@@ -114,12 +117,23 @@ class Recipe:
         Raises:
             InputError: a module outside :mod:`medcoss_components.data.adapters`, or none of that name.
         """
-        if not self.adapter.startswith(ADAPTER_PREFIX):
-            raise InputError(f"recipe {self.name}: adapter must start with {ADAPTER_PREFIX}, got {self.adapter!r}.")
-        try:
-            return import_module(self.adapter).convert
-        except ModuleNotFoundError as error:
-            raise InputError(f"recipe {self.name}: no adapter module {self.adapter!r}.") from error
+        return adapter_module(self.name, self.adapter).convert
+
+
+def adapter_module(recipe: str, module: str) -> Any:
+    """The module that a recipe names as its adapter.
+
+    Raises:
+        InputError: a module outside :mod:`medcoss_components.data.adapters`, or none of that name.
+    """
+    if not module.startswith(ADAPTER_PREFIX):
+        raise InputError(f"recipe {recipe}: adapter must start with {ADAPTER_PREFIX}, got {module!r}.")
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise InputError(f"recipe {recipe}: no adapter module {module!r}.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +186,20 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         InputError: missing file, broken YAML, or a content that is no recipe; the message names the file.
     """
-    return Recipe.from_dict(_read_content(path))
+    return Recipe.from_dict(read_recipe_content(path))
 
 
 def read_task_recipe(path: str | Path) -> TaskRecipe:
     """Read the recipe file of a labelled task; raises as :func:`read_recipe` does."""
-    return TaskRecipe.from_dict(_read_content(path))
+    return TaskRecipe.from_dict(read_recipe_content(path))
 
 
-def _read_content(path: str | Path) -> dict[str, Any]:
+def read_recipe_content(path: str | Path) -> dict[str, Any]:
+    """The mapping in a recipe file.
+
+    Raises:
+        InputError: missing file, broken YAML, or no mapping.
+    """
     import yaml
 
     path = Path(path)
@@ -200,16 +219,18 @@ def shipped_recipes() -> dict[str, Recipe]:
     from medcoss_components.data.modalities import MODALITIES
 
     order = list(MODALITIES)
-    found = [read_recipe(path) for path in _recipe_files() if not path.name.startswith(TASK_PREFIX)]
+    found = [read_recipe(path) for path in recipe_files(sample=True) if not path.name.startswith(TASK_PREFIX)]
     return {recipe.modality: recipe for recipe in sorted(found, key=lambda recipe: order.index(recipe.modality))}
 
 
 def shipped_tasks() -> dict[str, TaskRecipe]:
     """The recipes of the sample's labelled tasks in the package, by name."""
-    found = [read_task_recipe(path) for path in _recipe_files() if path.name.startswith(TASK_PREFIX)]
+    found = [read_task_recipe(path) for path in recipe_files(sample=True) if path.name.startswith(TASK_PREFIX)]
     return {recipe.name: recipe for recipe in sorted(found, key=lambda recipe: recipe.name)}
 
 
-def _recipe_files() -> Iterable[Path]:
+def recipe_files(*, sample: bool) -> list[Path]:
+    """The recipe files in the package, by name: those of the sample, or those of published data sets."""
     folder = resources.files("medcoss_components.data").joinpath("recipes")
-    return (Path(str(entry)) for entry in folder.iterdir() if entry.name.startswith(SAMPLE_PREFIX))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return [Path(str(folder.joinpath(name))) for name in names if name.startswith(SAMPLE_PREFIX) == sample]
