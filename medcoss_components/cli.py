@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from medcoss_components import cli_benchmark, cli_manifest, cli_pack
+from medcoss_components import cli_benchmark, cli_datasets, cli_manifest, cli_pack
 from medcoss_components._version import __version__
 from medcoss_components.cli_verify import bundles_verify
 from medcoss_components.cli_weights import weights
@@ -35,6 +35,7 @@ app.add_typer(weights, name="weights")
 bundles.command("verify")(bundles_verify)
 cli_pack.attach(bundles)
 cli_manifest.attach(manifest)
+cli_datasets.attach(manifest)
 cli_benchmark.attach(app)
 
 

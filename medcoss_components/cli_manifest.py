@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from medcoss_components.data.manifest_building import Built
+    from medcoss_components.data.manifest_assembly import Built
 
 _SHOWN, _NAMED = 20, 3
 
 
 def manifest_build(
+    context: typer.Context,
     root: Annotated[Path, typer.Argument(help="Folder of the files; of texts also one file.")],
     out: Annotated[Path, typer.Argument(help="Manifest to write (JSON); paths in it count from its folder.")],
-    kind: Annotated[str, typer.Option("--from", help="images, volumes (nifti), dicom or texts (csv).")],
-    modality: Annotated[str, typer.Option(help="Registered modality: report, xray, ct, mri, pathology, ...")],
+    kind: Annotated[
+        str | None, typer.Option("--from", help="Own files: images, volumes (nifti), dicom or texts (csv).")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Of own files: report, xray, ct, mri, pathology, ... (registered).")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Published data set instead; `medcoss manifest datasets` lists them.")
+    ] = None,
+    split_by: Annotated[
+        str | None, typer.Option(help="Of a data set: published, patients or as_published; default: its recipe's.")
+    ] = None,
+    set: Annotated[
+        list[str] | None, typer.Option(help="Of a data set: name=value of its settings; may be given several times.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: one per core.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Also prepare the stores that this bundle trains on (folder of the bundle).")
+    ] = None,
+    store_dir: Annotated[Path, typer.Option(help="Folder of these stores.")] = Path("stores"),
     labels: Annotated[Path | None, typer.Option(help="CSV with columns file, label and, better, patient.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of masks named like the images.")] = None,
     mask_suffix: Annotated[str, typer.Option(help="What masks have behind the image's name, such as _mask.")] = "",
@@ -52,14 +71,28 @@ def manifest_build(
     source: Annotated[str, typer.Option(help="Where the data come from.")] = "own data",
     contact_sheet: Annotated[Path | None, typer.Option(help="PNG with some items, to look at.")] = None,
 ) -> None:
-    """Make a manifest of a folder: pair files with labels or masks, split by patient, refuse copies.
+    """Make a manifest of a folder: a published data set, or one's own files with their labels or masks.
 
-    Patient identifiers are hashed. What was left out stands, with reasons, in OUT's .build.json.
+    Patients are never split, and their identifiers are hashed. What was left out stands, with reasons, in OUT's
+    .build.json.
 
     Example: medcoss manifest build films films/manifest.json --from images --modality xray --labels films/labels.csv
-    """
-    from medcoss_components.data.manifest_building import OwnData, build_manifest
 
+    Example: medcoss manifest build LiTS lits/manifest.json --dataset lits --bundle bundles/liver_tumor_ct_segmentation
+    """
+    if dataset is not None:
+        _refuse_own_options(context)
+        shares = None if _is_default(context, "split") else _shares(split)
+        built = _build_dataset(dataset, root, out, split_by, shares, seed, set or [], workers)
+        _finish(built, contact_sheet, seed, bundle, store_dir, workers)
+        return
+    from medcoss_components.data.manifest_building import OwnData, build_manifest
+    from medcoss_components.errors import InputError
+
+    if kind is None or modality is None:
+        raise InputError(
+            "manifest build: give --dataset NAME, or, for files of one's own, --from KIND and --modality NAME."
+        )
     written = tuple(filter(None, (contact_sheet,)))
     data = OwnData(
         root=root, kind=kind, modality=modality, labels=labels, masks=masks, mask_suffix=mask_suffix,
@@ -69,10 +102,85 @@ def manifest_build(
         sort_into=sort_into, exclude=(*(exclude or ()), *written), name=name, version=data_version, licence=licence,
         source=source,
     )  # fmt: skip
-    built = build_manifest(data, out)
+    _finish(build_manifest(data, out), contact_sheet, seed, bundle, store_dir, workers)
+
+
+_FOR_DATASETS = (
+    "context", "root", "out", "dataset", "split_by", "set", "workers", "split", "seed", "contact_sheet", "bundle",
+    "store_dir",
+)  # fmt: skip
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    return str(context.get_parameter_source(name)).endswith("DEFAULT")
+
+
+def _refuse_own_options(context: typer.Context) -> None:
+    from medcoss_components.errors import InputError
+
+    given = [name for name in context.params if name not in _FOR_DATASETS and not _is_default(context, name)]
+    if given:
+        names = ", ".join(f"--{'from' if name == 'kind' else name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names}: only for files of one's own; a data set has recipe and settings (--set).")
+
+
+def _build_dataset(
+    dataset: str,
+    root: Path,
+    out: Path,
+    split_by: str | None,
+    shares: tuple[float, float, float] | None,
+    seed: int,
+    settings: list[str],
+    workers: int | None,
+) -> Built:
+    from medcoss_components.data.dataset_building import build_dataset_manifest
+
+    return build_dataset_manifest(
+        dataset,
+        root,
+        out,
+        split_by=split_by,
+        shares=shares,
+        seed=seed,
+        settings=parse_settings(settings),
+        workers=workers,
+    )
+
+
+def parse_settings(texts: list[str]) -> dict[str, Any]:
+    """Settings out of ``name=value`` texts; values are YAML: numbers, lists, null, true.
+
+    >>> parse_settings(["views=[PA, AP]", "limit=null", "spacing=0.5"])
+    {'views': ['PA', 'AP'], 'limit': None, 'spacing': 0.5}
+    """
+    import yaml
+
+    from medcoss_components.errors import InputError
+
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise InputError(f"set: must be name=value, got {text!r}.")
+        try:
+            settings[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"set: the value of {name} is not YAML: {value!r}.") from error
+    return settings
+
+
+def _finish(
+    built: Built, contact_sheet: Path | None, seed: int, bundle: Path | None, store_dir: Path, workers: int | None
+) -> None:
+    """Print what was built, draw the contact sheet, prepare the stores."""
     _print_built(built)
     if contact_sheet is not None:
         _draw_sheet(built, contact_sheet, seed)
+    if bundle is not None:
+        from medcoss_components.cli_prepare import prepare_and_print
+
+        prepare_and_print(bundle, built.path, store_dir, workers=workers)
 
 
 def _shares(text: str) -> tuple[float, float, float]:

@@ -42,6 +42,7 @@ class DatasetRecipe:
         duplicates: what happens to equal contents, "drop" or "keep".
         adapter: module with ``find(source)``.
         settings: defaults of what a caller may change.
+        settings_help: what each of them means, in a line.
         preparation: settings of the store that go into the manifest.
         expected: split (or "all") -> {"items": count, "labels": {class: count}}, as published.
         expected_source: where these counts are published.
@@ -73,6 +74,7 @@ class DatasetRecipe:
     shares: tuple[float, float, float] = (80, 0, 20)
     duplicates: str = "drop"
     settings: dict[str, Any] = field(default_factory=dict)
+    settings_help: dict[str, str] = field(default_factory=dict)
     preparation: dict[str, Any] = field(default_factory=dict)
     expected: dict[str, dict[str, Any]] = field(default_factory=dict)
     expected_source: str = ""
@@ -82,18 +84,8 @@ class DatasetRecipe:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "shares", tuple(self.shares))
         get_modality(self.modality)
-        allowed = {"task": TASKS, "split_by": SPLIT_BY, "duplicates": DUPLICATES[1:]}
-        for key, choices in allowed.items():
-            if (value := getattr(self, key)) not in choices:
-                raise InputError(f"recipe {self.name}: {key} must be one of {', '.join(choices)}, got {value!r}.")
-        kinds = {"pretraining": (False, False), "classification": (True, False), "segmentation": (False, True)}
-        if kinds[self.task] != (bool(self.classes), bool(self.regions)):
-            raise InputError(
-                f"recipe {self.name}: a classification has classes, a segmentation has regions, pre-training neither; "
-                f"got task {self.task!r} with classes {list(self.classes)} and regions {self.regions}."
-            )
-        if unknown := sorted(set(self.expected) - {*SPLITS, ALL}):
-            raise InputError(f"recipe {self.name}: expected knows {', '.join((*SPLITS, ALL))}, got {unknown}.")
+        _check_choices(self)
+        _check_keys(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> DatasetRecipe:
@@ -122,6 +114,26 @@ class DatasetRecipe:
             InputError: a module outside :mod:`medcoss_components.data.adapters`, or none of that name.
         """
         return adapter_module(self.name, self.adapter).find
+
+
+def _check_choices(recipe: DatasetRecipe) -> None:
+    allowed = {"task": TASKS, "split_by": SPLIT_BY, "duplicates": DUPLICATES[1:]}
+    for key, choices in allowed.items():
+        if (value := getattr(recipe, key)) not in choices:
+            raise InputError(f"recipe {recipe.name}: {key} must be one of {', '.join(choices)}, got {value!r}.")
+    kinds = {"pretraining": (False, False), "classification": (True, False), "segmentation": (False, True)}
+    if kinds[recipe.task] != (bool(recipe.classes), bool(recipe.regions)):
+        raise InputError(
+            f"recipe {recipe.name}: a classification has classes, a segmentation has regions, pre-training neither; "
+            f"got task {recipe.task!r} with classes {list(recipe.classes)} and regions {recipe.regions}."
+        )
+
+
+def _check_keys(recipe: DatasetRecipe) -> None:
+    if odd := sorted(set(recipe.settings) ^ set(recipe.settings_help)):
+        raise InputError(f"recipe {recipe.name}: settings and settings_help must have the same keys; differing: {odd}.")
+    if unknown := sorted(set(recipe.expected) - {*SPLITS, ALL}):
+        raise InputError(f"recipe {recipe.name}: expected knows {', '.join((*SPLITS, ALL))}, got {unknown}.")
 
 
 def read_dataset_recipe(path: str | Path) -> DatasetRecipe:
