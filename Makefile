@@ -25,14 +25,16 @@ demo: install ## fetch the sample data and run the five-stage chain on the CPU
 
 test: install lint ## bundles up to date, all tests, coverage of the package at least 90 %
 	$(BIN)/medcoss bundles build --check
+	$(BIN)/medcoss manifest pages docs/data --check
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90 -q
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bundles: install ## write the bundles' JSON configs from the templates
+bundles: install ## write the bundles' JSON configs from the templates, and the data sets' pages from the recipes
 	$(BIN)/medcoss bundles build
+	$(BIN)/medcoss manifest pages docs/data
 
 ui: install ## open the tracked runs of the demo (or DEMO_DIR=...) in MLflow
 	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(DEMO_DIR))/mlruns.db}"
