@@ -60,8 +60,11 @@ def manifest_build(
     series: Annotated[str, typer.Option(help="DICOM volumes: largest axial series of a study, or all.")] = "largest",
     minimum_slices: Annotated[int, typer.Option(help="DICOM volumes: leave shorter series out.")] = 8,
     sort_into: Annotated[
-        Path | None, typer.Option(help="Folder for links, one folder per DICOM series, where series are mixed.")
+        Path | None, typer.Option(help="Folder for links to DICOM series that share a folder; default: OUT's .files.")
     ] = None,
+    keep_names: Annotated[
+        bool, typer.Option("--keep-names", help="Name files as they are: patients in their names are pseudonyms.")
+    ] = False,
     exclude: Annotated[
         list[Path] | None, typer.Option(help="File or folder below ROOT to pass over; may be given several times.")
     ] = None,
@@ -73,8 +76,8 @@ def manifest_build(
 ) -> None:
     """Make a manifest of a folder: a published data set, or one's own files with their labels or masks.
 
-    Patients are never split, and their identifiers are hashed. What was left out stands, with reasons, in OUT's
-    .build.json.
+    Patients are never split, and their identifiers are hashed; where they stand in names of files, the manifest names
+    links in OUT's .files. What was left out stands, with reasons, in OUT's .build.json.
 
     Example: medcoss manifest build films films/manifest.json --from images --modality xray --labels films/labels.csv
 
@@ -99,8 +102,8 @@ def manifest_build(
         key_column=key_column, label_column=label_column, group_column=group_column, split_column=split_column,
         text_column=text_column, id_column=id_column, group_pattern=group_pattern, split=_shares(split), seed=seed,
         duplicates=duplicates, unlabelled=unlabelled, series=series, minimum_slices=minimum_slices,
-        sort_into=sort_into, exclude=(*(exclude or ()), *written), name=name, version=data_version, licence=licence,
-        source=source,
+        sort_into=sort_into, keep_names=keep_names, exclude=(*(exclude or ()), *written), name=name,
+        version=data_version, licence=licence, source=source,
     )  # fmt: skip
     _finish(build_manifest(data, out), contact_sheet, seed, bundle, store_dir, workers)
 

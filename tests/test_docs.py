@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE_PAGES = sorted((ROOT / "bundles").glob("*/docs/README.md"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *BUNDLE_PAGES]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")), *BUNDLE_PAGES]
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CONFIG = re.compile(r"bundles/\w+/configs/\w+\.json")
 SETTING = re.compile(r"--(\w+)[ =]")

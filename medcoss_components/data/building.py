@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,7 +110,8 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
         InputError: too many bad items, no sample at all, a full disk, or a worker that died.
     """
     plan.store_dir.mkdir(parents=True, exist_ok=True)
-    with _explained(plan), locked(plan.store_dir / f".{plan.name}.lock", what=plan.name):
+    lock = locked(plan.store_dir / f".{plan.name}.lock", what=plan.name)
+    with explain_failures(plan.store_dir, plan.name, lambda: _bytes_needed(plan)), lock:
         if plan.path.exists():
             return
         plan.work.mkdir(exist_ok=True)
@@ -123,25 +124,38 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
 
 
 @contextmanager
-def _explained(plan: StorePlan) -> Iterator[None]:
-    """Turn a full disk and a dead worker into messages that say what to do."""
+def explain_failures(store_dir: Path, name: str, needed: Callable[[], int]) -> Iterator[None]:
+    """Turn a full disk and a dead worker into messages that say what to do.
+
+    Args:
+        store_dir: folder of the stores.
+        name: of the store that is being prepared.
+        needed: bytes still to write; called when the disk is full.
+    """
     try:
         yield
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise _no_room(plan, _bytes_needed(plan)) from error
+        raise no_room(store_dir, name, needed()) from error
     except BrokenProcessPool as error:
         raise InputError(
-            f"{plan.name}: a preparation process died, most likely for lack of memory. Run again with fewer workers; "
+            f"{name}: a preparation process died, most likely for lack of memory. Run again with fewer workers; "
             "finished parts are kept."
         ) from error
 
 
-def _no_room(plan: StorePlan, needed: int) -> InputError:
-    free = shutil.disk_usage(plan.store_dir).free
+def require_room(store_dir: Path, name: str, needed: int) -> None:
+    """Raise InputError when less than ``needed`` bytes are free for the store ``name``."""
+    if needed > shutil.disk_usage(store_dir).free:
+        raise no_room(store_dir, name, needed)
+
+
+def no_room(store_dir: Path, name: str, needed: int) -> InputError:
+    """What to say when the disk is full, or will be."""
+    free = shutil.disk_usage(store_dir).free
     return InputError(
-        f"store_dir {plan.store_dir}: the disk is full, {plan.name} needs about {needed} bytes more, {free} are free. "
+        f"store_dir {store_dir}: the disk is full, {name} needs about {needed} bytes more, {free} are free. "
         "Free that much or choose another store_dir; finished parts are kept and nothing unfinished is used."
     )
 
@@ -185,15 +199,15 @@ def _all_notes(
         return notes
     done = {job.number: note for job in jobs if (note := finished_note(job, with_bad=False)) is not None}
     missing = [job for job in jobs if job.number not in done]
-    if not done and (needed := _bytes_needed(plan)) > shutil.disk_usage(plan.store_dir).free:
-        raise _no_room(plan, needed)
-    started = sum(len(jobs[number].items) for number in done)
+    if not done:
+        require_room(plan.store_dir, plan.name, _bytes_needed(plan))
+    started, total = sum(len(jobs[number].items) for number in done), len(plan.manifest.items(plan.split))
     results = run_jobs(prepare_part, missing, workers=_worker_count(plan, missing, workers))
     with closing(results), _bar(plan, initial=started, shown=progress) as advance:
         for job, note in results:
             done[job.number] = note
             advance(len(job.items))
-            if _hopeless(plan, done, max_bad_share):
+            if hopeless(done.values(), items=total, max_bad_share=max_bad_share):
                 break
     tried = [job for job in jobs if job.number in done]
     notes = [done[job.number] for job in tried]
@@ -223,10 +237,17 @@ def _worker_count(plan: StorePlan, jobs: list[PartJob], workers: int | None) -> 
     return min(available_cores(), useful, len(jobs))
 
 
-def _hopeless(plan: StorePlan, done: dict[int, dict[str, Any]], max_bad_share: float) -> bool:
-    """Whether so many items are bad already that trying the rest would waste time."""
-    bad = sum(len(note["bad"]) for note in done.values())
-    return bad >= STOP_EARLY and bad > max_bad_share * len(plan.manifest.items(plan.split))
+def hopeless(notes: Iterable[Mapping[str, Any]], *, items: int, max_bad_share: float) -> bool:
+    """Whether so many items are bad already that trying the rest would waste time.
+
+    Args:
+        notes: of the parts (``bad``: reasons by item) or cases (``bad``: the reason) that are done.
+        items: of the split.
+        max_bad_share: tolerated share.
+    """
+    found = (note.get("bad") or () for note in notes)
+    bad = sum(1 if isinstance(reasons, str) else len(reasons) for reasons in found)
+    return bad >= STOP_EARLY and bad > max_bad_share * items
 
 
 def _report(jobs: list[PartJob], notes: list[dict[str, Any]]) -> dict[str, Any]:

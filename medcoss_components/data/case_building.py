@@ -7,17 +7,17 @@ store appear.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medcoss_components.data.building import check_report
+from medcoss_components.data.building import check_report, explain_failures, hopeless, require_room
 from medcoss_components.data.cases import PreparedCase, prepare_case
 from medcoss_components.data.grids import value_counts
 from medcoss_components.data.locking import locked
@@ -95,27 +95,29 @@ def build_cases(plan: CasePlan, *, workers: int | None, max_bad_share: float, pr
     Raises:
         InputError: too many bad cases, no good one, a full disk, or a worker that died.
     """
-    with locked(plan.store_dir / f".{plan.name}.lock", what=plan.name), _explained(plan):
+    plan.store_dir.mkdir(parents=True, exist_ok=True)
+    lock = locked(plan.store_dir / f".{plan.name}.lock", what=plan.name)
+    with explain_failures(plan.store_dir, plan.name, lambda: _bytes_needed(plan)), lock:
         if plan.path.exists():
             return
         plan.work.mkdir(exist_ok=True)
         remove_partial(plan.work)
         jobs = _jobs(plan)
-        notes = _all_notes(plan, jobs, workers=workers, progress=progress)
-        report = _report(jobs, notes)
+        notes = _all_notes(plan, jobs, workers=workers, max_bad_share=max_bad_share, progress=progress)
+        tried = [job for job in jobs if job.number in notes]
+        ordered = [notes[job.number] for job in tried]
+        report = _report(tried, ordered)
         _require_good(plan, report, max_bad_share)
-        _publish(plan, jobs, notes, report)
+        _publish(plan, tried, ordered, report)
 
 
-@contextmanager
-def _explained(plan: CasePlan) -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"{plan.name}: a preparation process died, most likely for lack of memory. Run again with fewer workers; "
-            "finished cases are kept."
-        ) from error
+def _bytes_needed(plan: CasePlan) -> int:
+    """Bytes still to write: as much for each case that is left as a finished one took, at least the model's input."""
+    done = [sum(note["bytes"].values()) for job in _jobs(plan) if (note := _finished(job)) is not None]
+    shape = plan.modality.stored_shape
+    smallest = math.prod(shape) * np.dtype(plan.modality.stored_dtype).itemsize + math.prod(shape[1:])
+    each = max(smallest, sum(done) // len(done)) if done else smallest
+    return (len(plan.manifest.items(plan.split)) - len(done)) * each
 
 
 def _jobs(plan: CasePlan) -> list[CaseJob]:
@@ -132,10 +134,13 @@ def _jobs(plan: CasePlan) -> list[CaseJob]:
     ]
 
 
-def _all_notes(plan: CasePlan, jobs: list[CaseJob], *, workers: int | None, progress: bool) -> list[dict[str, Any]]:
-    """Notes of all cases in order, making the missing ones; cases that were bad are tried again."""
+def _all_notes(
+    plan: CasePlan, jobs: list[CaseJob], *, workers: int | None, max_bad_share: float, progress: bool
+) -> dict[int, dict[str, Any]]:
+    """Notes by case, making the missing ones; cases that were bad are tried again. A hopeless run stops early."""
     notes = {job.number: note for job in jobs if (note := _finished(job)) is not None}
     missing = [job for job in jobs if job.number not in notes]
+    require_room(plan.store_dir, plan.name, _bytes_needed(plan))
     results = run_jobs(store_case, missing, workers=_worker_count(plan, len(missing), workers))
     description = f"prepare {plan.modality.name} cases"
     bar = (
@@ -148,7 +153,9 @@ def _all_notes(plan: CasePlan, jobs: list[CaseJob], *, workers: int | None, prog
             notes[job.number] = note
             if shown is not None:
                 shown.update(1)
-    return [notes[job.number] for job in jobs]
+            if hopeless(notes.values(), items=len(jobs), max_bad_share=max_bad_share):
+                break
+    return notes
 
 
 def _finished(job: CaseJob) -> dict[str, Any] | None:

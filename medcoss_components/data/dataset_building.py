@@ -63,7 +63,8 @@ def build_dataset_manifest(
     if split_by not in SPLIT_BY:
         raise InputError(f"split_by: must be one of {', '.join(SPLIT_BY)}, got {split_by!r}.")
     chosen = _settings(recipe, settings or {})
-    found, left = recipe.load_adapter()(_source(recipe, root, path, chosen, workers))
+    source = _source(recipe, root, path, chosen, workers)
+    found, left = recipe.load_adapter()(source)
     found, copies, notes = without_copies(found, rule=recipe.duplicates, by_label=recipe.task == "classification")
     found, more = _placed(found, split_by)
     left = [*left, *copies, *more]
@@ -80,7 +81,7 @@ def build_dataset_manifest(
         groups=groups,
         splits=splits,
         left_out=left,
-        notes=[*notes, *cut, *counted],
+        notes=[*source.notes, *notes, *cut, *counted],
         record=record,
     )
 

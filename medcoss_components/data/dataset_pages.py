@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medcoss_components.data.adapters.dataset_recipe import DatasetRecipe, shipped_datasets
+from medcoss_components.data.adapters.dataset_recipe import TASKS, DatasetRecipe, shipped_datasets
+from medcoss_components.data.modalities import MODALITIES
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path
 
@@ -65,11 +66,17 @@ def index_page(recipes: Mapping[str, DatasetRecipe]) -> str:
         "| name | data set | modality | task | feeds | licence |",
         "|---|---|---|---|---|---|",
     ]
-    for name, recipe in recipes.items():
+    for name, recipe in sorted(recipes.items(), key=_order):
         feeds = f"[`{recipe.bundle}`](../../bundles/{recipe.bundle}/docs/README.md)"
         cells = [f"[`{name}`]({name}.md)", recipe.title, recipe.modality, recipe.task, feeds, _line(recipe.licence)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _order(entry: tuple[str, DatasetRecipe]) -> tuple[int, int, str]:
+    """By task, then by modality in the order of the stages."""
+    name, recipe = entry
+    return TASKS.index(recipe.task), list(MODALITIES).index(recipe.modality), name
 
 
 def dataset_page(recipe: DatasetRecipe) -> str:

@@ -5,8 +5,9 @@ A manifest is a JSON file (``schemas/manifest.schema.json``) that MONAI's ``load
     {"schema_version": 1, "name": "my-films", "version": "1", "modality": "xray", "licence": "...", "source": "...",
      "training": [{"id": "a1", "image": "films/a1.dcm", "label": 0, "group": "5f1c"}], "validation": [], "testing": []}
 
-Paths are relative to the manifest's folder, or to ``dataset_dir`` where one is given. Long lists sit in a Parquet file
-beside it (``items_file``); the lists in the JSON are then empty. Checks of the files themselves: ``manifest_check.py``.
+Paths, also those of masks in ``label``, are relative to the manifest's folder, or to ``dataset_dir`` where one is
+given. Long lists sit in a Parquet file beside it (``items_file``); the lists in the JSON are then empty. Checks of the
+files themselves: ``manifest_check.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcoss_components.data.masks import names_mask
 from medcoss_components.data.modalities import BUILT_IN, Modality, get_modality
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path, read_json, write_json
@@ -134,19 +136,23 @@ class Manifest:
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for split in SPLITS:
             for item in self.items(split):
-                digest.update(json.dumps([split, *_item_values(item, self.root).values()]).encode() + b"\n")
+                digest.update(json.dumps([split, *_item_values(item, self, self.root).values()]).encode() + b"\n")
         return digest.hexdigest()
 
 
-def _item_values(item: Item, base: Path) -> dict[str, Any]:
-    """An item as JSON values with the image path relative to ``base``, in POSIX form."""
+def _item_values(item: Item, manifest: Manifest, base: Path) -> dict[str, Any]:
+    """An item as JSON values with the paths of image and mask relative to ``base``, in POSIX form."""
     image = None if item.image is None else _relative(str(item.image), str(base))
-    return {"id": item.id, "image": image, "text": item.text, "label": item.label, "group": item.group}
+    label = item.label
+    if base != manifest.root and item.image is not None and names_mask(label, manifest.modality.dimension):
+        label = _relative(str(manifest.root / label), str(base))
+    return {"id": item.id, "image": image, "text": item.text, "label": label, "group": item.group}
 
 
 def _relative(path: str, base: str) -> str:
     prefix = base + os.sep
-    relative = path[len(prefix) :] if path.startswith(prefix) else os.path.relpath(path, base)
+    inside = path.startswith(prefix) and ".." not in path
+    relative = path[len(prefix) :] if inside else os.path.relpath(path, base)
     return relative.replace(os.sep, "/")
 
 
@@ -272,7 +278,10 @@ def write_manifest(
     if sum(manifest.counts.values()) > parquet_above:
         header["items_file"] = _write_parquet(manifest, path, base)
     else:
-        lists = {split: [_drop_none(_item_values(item, base)) for item in manifest.items(split)] for split in SPLITS}
+        lists = {
+            split: [_drop_none(_item_values(item, manifest, base)) for item in manifest.items(split)]
+            for split in SPLITS
+        }
     content = header | lists
     _check_schema(content, path)
     write_json(path, content)
@@ -294,7 +303,9 @@ def _write_parquet(manifest: Manifest, path: Path, base: Path) -> str:
     import pyarrow
     import pyarrow.parquet
 
-    rows = [{"split": split, **_item_values(item, base)} for split in SPLITS for item in manifest.items(split)]
+    rows = [
+        {"split": split, **_item_values(item, manifest, base)} for split in SPLITS for item in manifest.items(split)
+    ]
     columns: dict[str, Any] = {name: pyarrow.array([row[name] for row in rows], pyarrow.string()) for name in _plain()}
     try:
         columns["label"] = pyarrow.array([row["label"] for row in rows])

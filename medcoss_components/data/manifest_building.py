@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.findings import Findings, Found, LeftOut
-from medcoss_components.data.adapters.own_data import find_images, find_texts, find_volumes
-from medcoss_components.data.adapters.own_dicom import MINIMUM_SLICES, RULES, find_dicom
+from medcoss_components.data.adapters.own_data import find_images, find_texts, find_volumes, left_item
+from medcoss_components.data.adapters.own_dicom import MINIMUM_SLICES, RULES, index_dicom, series_note
 from medcoss_components.data.copies import DUPLICATES, without_copies
+from medcoss_components.data.identifiers import identifier_salt
+from medcoss_components.data.linking import files_folder, remove_other_links
 from medcoss_components.data.manifest import SPLITS
 from medcoss_components.data.manifest_assembly import (
     Built,
@@ -27,7 +29,9 @@ from medcoss_components.data.manifest_assembly import (
     write_built,
 )
 from medcoss_components.data.modalities import Modality, get_modality
-from medcoss_components.data.own_labels import with_labels, with_masks
+from medcoss_components.data.own_labels import find_masks, with_labels, with_masks
+from medcoss_components.data.own_names import masked_entries, masked_errors, told_identifiers, with_hashed_names
+from medcoss_components.data.private_names import KnownIdentifiers
 from medcoss_components.errors import InputError
 
 DIMENSIONS = {"images": (2,), "volumes": (3,), "dicom": (2, 3), "texts": (1,)}
@@ -57,8 +61,10 @@ class OwnData:
         duplicates: what happens to items of equal content: "refuse", "drop" (the first stays) or "keep"; None refuses
             files and keeps texts.
         unlabelled: keep what has no label, for pre-training.
-        series, minimum_slices, sort_into: of DICOM volumes, see
-            :func:`~medcoss_components.data.adapters.own_dicom.find_dicom`.
+        series, minimum_slices: of DICOM volumes, see
+            :func:`~medcoss_components.data.adapters.own_dicom.index_dicom`.
+        sort_into: folder for links to the series that lie among other DICOM files; None: ``<manifest>.files``.
+        keep_names: name files as they are though identifiers of patients stand in their names: these are pseudonyms.
         exclude: files and folders below ``root`` that are none of it.
         name, version, licence, source: header of the manifest.
 
@@ -86,6 +92,7 @@ class OwnData:
     series: str = RULES[0]
     minimum_slices: int = MINIMUM_SLICES
     sort_into: Path | None = None
+    keep_names: bool = False
     exclude: tuple[Path, ...] = ()
     name: str = ""
     version: str = "1"
@@ -126,8 +133,21 @@ class OwnData:
         return get_modality(self.modality)
 
 
+@dataclass(frozen=True)
+class _Sighted:
+    """What was seen in the source: items, what was left out, and what is told of it."""
+
+    found: list[Found]
+    left: list[LeftOut]
+    notes: list[str] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    identifiers: Mapping[str, Iterable[str]] = field(default_factory=dict, repr=False)
+
+
 def build_manifest(data: OwnData, path: str | Path) -> Built:
     """Write a manifest of one's own files, and ``<name>.build.json`` beside it: counts and what was left out.
+
+    Where names of files would tell who a patient is, the manifest names links in ``<name>.files/`` beside it.
 
     Args:
         data: what to read.
@@ -137,32 +157,43 @@ def build_manifest(data: OwnData, path: str | Path) -> Built:
         InputError: nothing to put into the manifest, a patient in two splits of the table, equal contents (unless they
             are dropped or kept), or fewer patients than splits.
     """
-    path = Path(path)
-    written = (path, record_path(path), *path.parent.glob(f"{escape(path.stem)}.items-*.parquet"))
-    found, left = FINDERS[data.kind](replace(data, exclude=(*data.exclude, *written)))
-    found, more = _labelled(data, found, path.parent)
-    left += more
-    found, more = _grouped(data, found)
-    left += more
-    rule = data.duplicates or ("keep" if data.kind == "texts" else "refuse")
-    found, more, notes = without_copies(found, rule=rule, by_label=data.masks is None)
-    left += more
-    require_items(found, left, data.root)
-    groups = hashed_groups(found)
-    return write_built(
+    path, salt = Path(path), identifier_salt()
+    folder = files_folder(path.absolute())
+    written = (path, record_path(path), folder, *path.parent.glob(f"{escape(path.stem)}.items-*.parquet"))
+    data = replace(data, exclude=(*data.exclude, *written), sort_into=data.sort_into or folder)
+    seen = _labelled(data)
+    known = KnownIdentifiers(salt)
+    if not data.keep_names:
+        known = told_identifiers(seen.found, seen.left, seen.identifiers, salt)
+    with masked_errors(known):
+        found, left, notes = _kept(data, seen)
+        found, more, named = with_hashed_names(found, known, path.absolute(), salt)
+        require_items(found, [*left, *more], data.root)
+        groups = hashed_groups(found)
+        splits = _splits(data, found, groups)
+    built = write_built(
         path,
         header=_header(data, path),
         found=found,
         groups=groups,
-        splits=_splits(data, found, groups),
-        left_out=left,
-        notes=[*notes, *_group_notes(found)],
-        record={"kind": data.kind, "split": list(data.split), "seed": data.seed},
+        splits=splits,
+        left_out=masked_entries([*left, *more], seen.found, known),
+        notes=[*notes, *named, *_group_notes(found)],
+        record={"kind": data.kind, "split": list(data.split), "seed": data.seed, **seen.record},
     )
+    remove_other_links(folder, [file for item in found for file in (item.path, item.label) if isinstance(file, Path)])
+    return built
 
 
-def _find_dicom(data: OwnData) -> Findings:
-    return find_dicom(
+def _kept(data: OwnData, seen: _Sighted) -> tuple[list[Found], list[LeftOut], list[str]]:
+    """Items that go into the manifest, everything that was left out, notes."""
+    rule = data.duplicates or ("keep" if data.kind == "texts" else "refuse")
+    found, copies, notes = without_copies(seen.found, rule=rule, by_label=data.masks is None)
+    return found, [*seen.left, *copies], [*seen.notes, *notes]
+
+
+def _sight_dicom(data: OwnData) -> _Sighted:
+    index = index_dicom(
         data.root,
         modality=data.entry,
         series=data.series,
@@ -170,20 +201,26 @@ def _find_dicom(data: OwnData) -> Findings:
         sort_into=data.sort_into,
         exclude=_beside(data),
     )
+    notes = [series_note(index)] if index.studies else []
+    if index.sorted_out and data.sort_into:
+        into = data.sort_into.name
+        notes.append(f"{index.sorted_out} series lay among other DICOM files; links to each stand in {into}.")
+    record = {"series": [study.record() for study in index.studies]} if index.studies else {}
+    return _Sighted(index.found, index.left, notes, record, index.identifiers)
 
 
-def _find_texts(data: OwnData) -> Findings:
+def _sight_texts(data: OwnData) -> _Sighted:
     columns = {"id": data.id_column, "text": data.text_column}
     if data.labels is None:
         columns |= {"label": data.label_column} | ({"group": data.group_column} if data.group_column else {})
-    return find_texts(data.root, columns=columns, exclude=_beside(data))
+    return _Sighted(*find_texts(data.root, columns=columns, exclude=_beside(data)))
 
 
-FINDERS: dict[str, Callable[[OwnData], Findings]] = {
-    "images": lambda data: find_images(data.root, exclude=_beside(data)),
-    "volumes": lambda data: find_volumes(data.root, exclude=_beside(data)),
-    "dicom": _find_dicom,
-    "texts": _find_texts,
+SIGHTS: dict[str, Callable[[OwnData], _Sighted]] = {
+    "images": lambda data: _Sighted(*find_images(data.root, exclude=_beside(data))),
+    "volumes": lambda data: _Sighted(*find_volumes(data.root, exclude=_beside(data))),
+    "dicom": _sight_dicom,
+    "texts": _sight_texts,
 }
 
 
@@ -193,23 +230,36 @@ def _beside(data: OwnData) -> list[Path]:
     return [*masks, *data.exclude, *filter(None, (data.labels,))]
 
 
-def _labelled(data: OwnData, found: list[Found], base: Path) -> Findings:
+def _labelled(data: OwnData) -> _Sighted:
+    """What is in the source, with labels or masks and with patients."""
+    masks = {}
     if data.masks is not None:
-        how = {"suffix": data.mask_suffix, "dimension": data.entry.dimension, "keep": data.unlabelled}
-        return with_masks(found, data.masks, base=base, **how)  # type: ignore[arg-type]
-    if data.labels is not None:
+        masks = find_masks(data.masks, suffix=data.mask_suffix, dimension=data.entry.dimension)
+        data = replace(data, exclude=(*data.exclude, *masks.values()))
+    seen = SIGHTS[data.kind](data)
+    if masks:
+        found, more = with_masks(seen.found, masks, suffix=data.mask_suffix, keep=data.unlabelled, left=seen.left)
+    elif data.labels is not None:
         columns = {"key_column": data.key_column, "label_column": data.label_column, "group_column": data.group_column}
-        return with_labels(
-            found,
+        found, more = with_labels(
+            seen.found,
             data.labels,
+            left=seen.left,
             keep=data.unlabelled,
             split_column=data.split_column,
             **columns,  # type: ignore[arg-type]
         )
+    else:
+        found, more = _own_labels(data, seen.found)
+    found, without_patient = _grouped(data, found)
+    return replace(seen, found=found, left=[*seen.left, *more, *without_patient])
+
+
+def _own_labels(data: OwnData, found: list[Found]) -> Findings:
+    """Texts without a label are left out where others have one."""
     unlabelled = [] if data.unlabelled or data.kind != "texts" else [item for item in found if item.label is None]
     if unlabelled and len(unlabelled) < len(found):
-        left = [LeftOut(item.name, "no label") for item in unlabelled]
-        return [item for item in found if item.label is not None], left
+        return [item for item in found if item.label is not None], [left_item(item, "no label") for item in unlabelled]
     return found, []
 
 
@@ -230,7 +280,7 @@ def _grouped(data: OwnData, found: list[Found]) -> Findings:
         if match and match.group(1):
             kept.append(replace(item, patient=match.group(1)))
         else:
-            left.append(LeftOut(item.name, "the group pattern finds no patient in its path"))
+            left.append(left_item(item, "the group pattern finds no patient in its path"))
     return kept, left
 
 

@@ -6,6 +6,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from medcoss_components.data.manifest import SPLITS, Item, Manifest
 from medcoss_components.data.masks import names_mask, read_mask_of
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.readers import read_image, read_volume
+from medcoss_components.data.readers_slices import content_files, is_slice_stack
 from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_file, sha256_json
 from medcoss_components.progress import progress
@@ -75,6 +77,8 @@ def find_problems(manifest: Manifest, *, open_files: bool = True, workers: int |
     problems += _check_duplicate_files(present)
     if open_files:
         problems += _open_all(present, manifest, workers)
+    else:
+        problems += _check_slices(present)
     return sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))
 
 
@@ -146,12 +150,35 @@ def _check_paths(places: list[Place], root: Path) -> Iterator[Problem]:
         if (mask := mask_path(place[1], root)) is not None and not mask.is_file():
             message = f"the mask {mask} does not exist. Restore it, or leave the item out."
             yield Problem("error", "missing-mask", _where(place), message)
-    outside = [
-        item.id for _, item in places if _is_outside(item.image, root) or _is_outside(mask_path(item, root), root)
-    ]
+    outside = [item.id for _, item in places if any(_is_outside(path, root) for path in _named(item, root))]
     if outside:
         message = f"{len(outside)} files lie outside {root}; the data set cannot move as a whole."
         yield Problem("warning", "path-outside", f"items {_list(outside)}", message)
+
+
+def _named(item: Item, root: Path) -> list[Path | None]:
+    """Image, mask, and of a volume made of slices the first one."""
+    named = [item.image, mask_path(item, root)]
+    if item.image is not None and is_slice_stack(item.image):
+        with suppress(InputError):  # a broken descriptor is told elsewhere
+            named.append(content_files(item.image)[0])
+    return named
+
+
+def _check_slices(places: list[Place]) -> Iterator[Problem]:
+    """Volumes made of slices whose descriptor is broken, or names files that are not there."""
+    for place in places:
+        path = Path(str(place[1].image))
+        if not is_slice_stack(path):
+            continue
+        try:
+            missing = [file for file in content_files(path) if not file.is_file()]
+        except InputError as error:
+            yield Problem("error", "unreadable-file", _where(place), str(error))
+            continue
+        if missing:
+            message = f"slices that {path} names do not exist: {_list(missing)}. Restore them or leave the item out."
+            yield Problem("error", "missing-file", _where(place), message)
 
 
 def mask_path(item: Item, root: Path) -> Path | None:
@@ -185,7 +212,12 @@ def _check_duplicate_files(places: list[Place]) -> Iterator[Problem]:
 
 def _files(place: Place) -> list[Path]:
     path = Path(str(place[1].image))
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    try:
+        return [file for file in content_files(path) if file.is_file()] or [path]
+    except InputError:
+        return [path]  # a broken descriptor is told elsewhere
 
 
 def _open_all(places: list[Place], manifest: Manifest, workers: int | None) -> list[Problem]:

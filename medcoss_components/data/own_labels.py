@@ -1,10 +1,9 @@
-"""Joining what was found with a table of labels or with a folder of masks."""
+"""Joining what was found with a table of labels or with a folder of masks. What was left out before is listed once."""
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +16,18 @@ from medcoss_components.data.adapters.findings import (
     reason,
     walk,
 )
+from medcoss_components.data.adapters.own_data import LeftFile, left_item
 from medcoss_components.data.label_table import LabelRow, read_label_table
 from medcoss_components.data.masks import names_mask
 from medcoss_components.errors import InputError
+from medcoss_components.progress import progress
 
 
 def with_labels(
     found: Sequence[Found],
     path: Path,
     *,
+    left: Sequence[LeftOut] = (),
     keep: bool = False,
     key_column: str | None = None,
     label_column: str = "label",
@@ -40,6 +42,7 @@ def with_labels(
     Args:
         found: what was found.
         path: the table.
+        left: what was left out before; rows about it are not listed again.
         keep: keep items without a label.
         key_column, label_column, group_column, split_column: see
             :func:`~medcoss_components.data.label_table.read_label_table`.
@@ -50,7 +53,7 @@ def with_labels(
     table = read_label_table(
         path, key_column=key_column, label_column=label_column, group_column=group_column, split_column=split_column
     )
-    rows, left = _match(found, table.key, table.rows, path.name)
+    rows, more = _match(found, table.key, table.rows, path.name, _names_of(left, table.key))
     kept: list[Found] = []
     for index, item in enumerate(found):
         row = rows.get(index)
@@ -60,28 +63,44 @@ def with_labels(
         if keep or item.label is not None:
             kept.append(item)
         else:
-            left.append(LeftOut(item.name, "no row in the table" if row is None else "its label is empty"))
-    return kept, left
+            more.append(left_item(item, "no row in the table" if row is None else "its label is empty"))
+    return kept, more
+
+
+def _names_of(left: Iterable[LeftOut], key: str) -> list[str]:
+    """What a table may call the things that were left out."""
+    return [
+        entry.keys.get(key, "") if isinstance(entry, LeftFile) else entry.where if key == "file" else ""
+        for entry in left
+    ]
 
 
 def _match(
-    found: Sequence[Found], key: str, rows: Mapping[str, LabelRow], table: str
+    found: Sequence[Found], key: str, rows: Mapping[str, LabelRow], table: str, passed: Sequence[str]
 ) -> tuple[dict[int, LabelRow], list[LeftOut]]:
-    """Row of each item by the item's index, and the rows without an item."""
+    """Row of each item by the item's index, and the rows without an item; ``passed``: names of things left out."""
     levels = _levels([item.keys.get(key, "") for item in found], files=key == "file")
+    passed_levels = _levels(passed, files=key == "file")
     several = key in ("study", "patient")
     matched, left = dict[int, LabelRow](), list[LeftOut]()
     for name, row in rows.items():
         wanted = _levels([name], files=key == "file")
-        hits: list[int] = next((have[next(iter(want))] for have, want in zip(levels, wanted, strict=True)
-                     if have.get(next(iter(want)))), [])  # fmt: skip
-        if not hits:
+        hits = _first_hit(levels, wanted)
+        if not hits and not _first_hit(passed_levels, wanted):
             left.append(LeftOut(f"{table} line {row.line}", f"no {key} of this name was found"))
         elif len(hits) > 1 and not several:
             left.append(LeftOut(f"{table} line {row.line}", f"fits {len(hits)} items; give the path from the root"))
         else:
             matched |= dict.fromkeys(hits, row)
     return matched, left
+
+
+def _first_hit(levels: Sequence[Mapping[str, list[int]]], wanted: Sequence[Mapping[str, list[int]]]) -> list[int]:
+    """Indices at the strictest way of naming that has any."""
+    for have, want in zip(levels, wanted, strict=False):
+        if hits := [index for form in want for index in have.get(form, ())]:
+            return hits
+    return []
 
 
 def _levels(names: Sequence[str], *, files: bool) -> list[dict[str, list[int]]]:
@@ -102,49 +121,61 @@ def _tidy(name: str) -> str:
 
 
 def with_masks(
-    found: Sequence[Found], folder: Path, *, dimension: int, base: Path, suffix: str = "", keep: bool = False
+    found: Sequence[Found],
+    masks: Mapping[str, Path],
+    *,
+    suffix: str = "",
+    keep: bool = False,
+    left: Sequence[LeftOut] = (),
 ) -> Findings:
     """Give every item the mask of its name.
 
-    A mask has the image's relative path below ``folder``, or its file name alone where that is unique, with ``suffix``
+    A mask has the image's relative path below its folder, or its file name alone where that is unique, with ``suffix``
     behind it and any suffix of mask files. Masks of another size than their image are refused, judged by the headers.
 
     Args:
-        found: what was found; masks among it (images in the same folder) are taken out.
-        folder: of the masks.
-        dimension: 2 or 3.
-        base: folder that the labels' paths count from.
-        suffix: for example "_mask".
+        found: what was found.
+        masks: of :func:`find_masks`.
+        suffix: for messages.
         keep: keep items without a mask.
+        left: what was left out before; masks of these images are not listed.
 
     Returns:
-        items with the mask's path, relative to ``base``, as label; items without a mask, masks without an item.
-
-    Raises:
-        InputError: no such folder, or no mask in it.
+        items with the mask's path as label; items without a mask, masks without an item.
     """
-    masks = _masks(folder, suffix, dimension)
-    own = {os.path.abspath(path) for path in masks.values()}
-    items = [item for item in found if os.path.abspath(str(item.path)) not in own]
     by_name = _unique((Path(name).name, name) for name in masks)
-    image_names = _unique((Path(item.name).name, item.name) for item in items)
-    kept, left, used = list[Found](), list[LeftOut](), set[str]()
-    for item in items:
+    image_names = _unique((Path(item.name).name, item.name) for item in found)
+    kept, more, used = list[Found](), list[LeftOut](), _masks_of(left, masks, by_name)
+    for item in progress(found, description="look at masks", unit="item"):
         short = Path(item.name).name
         name = item.name if item.name in masks else by_name.get(short, "") if short in image_names else ""
         problem = _mask_problem(item, masks[name]) if name else "" if keep else "no mask of its name"
         used.add(name)
         if problem:
-            left.append(LeftOut(item.name, problem))
+            more.append(left_item(item, problem))
         else:
-            label = Path(os.path.relpath(masks[name], base)).as_posix() if name else None
-            kept.append(replace(item, label=label))
-    left += [LeftOut(f"mask {name}{suffix}", "no image of its name") for name in masks if name not in used]
-    return kept, left
+            kept.append(replace(item, label=masks[name] if name else None))
+    more += [LeftOut(f"mask {name}{suffix}", "no image of its name") for name in masks if name not in used]
+    return kept, more
 
 
-def _masks(folder: Path, suffix: str, dimension: int) -> dict[str, Path]:
-    """Mask files by the name of their image."""
+def _masks_of(left: Iterable[LeftOut], masks: Collection[str], by_name: Mapping[str, str]) -> set[str]:
+    """Names of the masks of images that were left out."""
+    names = [bare_name(name) for name in _names_of(left, "file")]
+    return {name if name in masks else by_name.get(Path(name).name, "") for name in names}
+
+
+def find_masks(folder: Path, *, suffix: str, dimension: int) -> dict[str, Path]:
+    """Mask files below a folder by the name of their image.
+
+    Args:
+        folder: of the masks, perhaps also of the images.
+        suffix: what their names have behind the image's, such as "_mask".
+        dimension: 2 or 3.
+
+    Raises:
+        InputError: no such folder, no mask in it, or two masks of one name.
+    """
     masks: dict[str, Path] = {}
     for path in walk(folder):
         name = bare_name(path.relative_to(folder).as_posix())
@@ -152,7 +183,7 @@ def _masks(folder: Path, suffix: str, dimension: int) -> dict[str, Path]:
             continue
         if other := masks.get(name[: len(name) - len(suffix)]):
             raise InputError(f"masks: {other} and {path} have one name. Keep one of them.")
-        masks[name[: len(name) - len(suffix)]] = path
+        masks[name[: len(name) - len(suffix)]] = path.absolute()
     if not masks:
         raise InputError(
             f"masks: {folder} holds no {dimension}D mask with a name on {suffix!r}. Give --mask-suffix, or the folder."

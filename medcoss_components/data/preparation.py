@@ -26,6 +26,8 @@ FITS = ("crop", "pad", "stretch")
 DEPTHS = ("slabs", "whole")
 ORIENTATIONS: dict[str, tuple[int, int, int]] = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 """Orientation -> which of (z, y, x) become (slice, row, column). Coronal and sagittal rows run from head to feet."""
+CASE_ONLY = {1: (), 2: ("spacing", "size"), 3: ("spacing",)}
+"""Dimension -> settings that only cases with masks know (``cases.py``). A manifest that serves both may carry them."""
 MINIMUM_SLICES = 2  # of a volume that is resampled as a whole
 CHUNK = 32  # slices held as float32 at once
 
@@ -59,6 +61,10 @@ def default_preparation(modality: Modality) -> dict[str, Any]:
 def resolve_preparation(modality: Modality, *layers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Complete and check settings; later layers win over earlier ones and over the modality's defaults.
 
+    Args:
+        modality: its entry.
+        layers: the manifest's settings first, where :data:`CASE_ONLY` names are passed over; then the caller's.
+
     Returns:
         settings by name. ``depth`` stands there only as "whole": "slabs" is what stores were made with before the
         setting existed, and their keys stay valid.
@@ -66,6 +72,7 @@ def resolve_preparation(modality: Modality, *layers: Mapping[str, Any] | None) -
     Raises:
         InputError: for a name that the modality does not know or a value out of range; the message names both.
     """
+    layers = tuple(sample_settings(modality, layer) if place == 0 else layer for place, layer in enumerate(layers))
     settings = merge_settings(default_preparation(modality), modality, *layers)
     check_settings(settings, modality, _CHECKS)
     if settings.get("depth") == "slabs":
@@ -73,6 +80,11 @@ def resolve_preparation(modality: Modality, *layers: Mapping[str, Any] | None) -
     elif "depth" in settings and not any("middle" in (layer or {}) for layer in layers):
         settings["middle"] = 1.0
     return settings
+
+
+def sample_settings(modality: Modality, stored: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A manifest's preparation settings, less those that only cases with masks know (spacing, size)."""
+    return {name: value for name, value in (stored or {}).items() if name not in CASE_ONLY[modality.dimension]}
 
 
 def classification_layer(

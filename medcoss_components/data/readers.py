@@ -1,8 +1,8 @@
 """Reading images, volumes and texts: one function per kind, whatever the file format.
 
-Formats: PNG, JPEG, BMP, TIFF and DICOM images; NIfTI, NRRD, MetaImage volumes and DICOM series; PubMed XML, CSV, TSV
-and JSON-lines texts. All raise :class:`~medcoss_components.errors.InputError` that names the file and the rule, and
-never quote header fields or text.
+Formats: PNG, JPEG, BMP, TIFF and DICOM images; NIfTI, NRRD, MetaImage volumes, DICOM series and stacks of pictures;
+PubMed XML, CSV, TSV and JSON-lines texts. All raise :class:`~medcoss_components.errors.InputError` that names the file
+and the rule, and never quote header fields or text.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from medcoss_components.data.readers_common import ImageData, TextRecord, Volume
 from medcoss_components.data.readers_dicom import is_dicom, read_dicom_image
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES, read_image_file
 from medcoss_components.data.readers_series import read_dicom_volume
+from medcoss_components.data.readers_slices import SLICES_SUFFIX, read_slices
 from medcoss_components.data.readers_text import (
     PubmedRecord,
     read_csv,
@@ -74,7 +75,8 @@ def read_volume(path: str | Path, *, expected_modality: str | Collection[str] | 
     """Read a 3D volume into canonical orientation (z superior, y posterior, x left; see :class:`VolumeData`).
 
     Args:
-        path: NIfTI, NRRD or MetaImage file, multi-frame DICOM file, or a folder holding one DICOM series.
+        path: NIfTI, NRRD or MetaImage file, multi-frame DICOM file, a folder holding one DICOM series, or the
+            descriptor of a stack of pictures (``.slices.json``, see :mod:`~medcoss_components.data.readers_slices`).
         expected_modality: DICOM Modality codes that are admitted, for example "CT"; None or empty: any. Other formats
             carry no such code and pass.
 
@@ -91,9 +93,11 @@ def read_volume(path: str | Path, *, expected_modality: str | Collection[str] | 
         return read_nifti(path)
     if name.endswith(ITK_SUFFIXES):
         return read_itk(path)
+    if name.endswith(SLICES_SUFFIX):
+        return read_slices(path)
     if path.is_dir() or is_dicom(path):
         return read_dicom_volume(path, expected_modality)
-    raise _unknown_format(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES, "DICOM file or folder"))
+    raise _unknown_format(path, (*NIFTI_SUFFIXES, *ITK_SUFFIXES, SLICES_SUFFIX, "DICOM file or folder"))
 
 
 def read_texts(path: str | Path, **columns: str) -> Iterator[TextRecord]:

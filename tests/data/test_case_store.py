@@ -1,10 +1,11 @@
 import json
 import pickle
+from collections import namedtuple
 
 import numpy as np
 import pytest
 
-from medcoss_components.data import case_building
+from medcoss_components.data import building, case_building
 from medcoss_components.data.case_building import foreground_positions
 from medcoss_components.data.case_store import CaseStore, cut_window, prepare_cases
 from medcoss_components.data.manifest import read_manifest
@@ -164,7 +165,10 @@ class TestBadCases:
             return fail
 
         monkeypatch.setattr(case_building, "_write_case", raising(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(InputError, match=r"the disk is full, ct-cases-training-\w+ needs about 6912 bytes more"):
+            prepare(volumes)  # three cases of at least 6 x 16 x 8 voxels: int16 image and uint8 mask
+        monkeypatch.setattr(case_building, "_write_case", raising(PermissionError(13, "denied")))
+        with pytest.raises(PermissionError):
             prepare(volumes)
         monkeypatch.setattr(case_building, "_write_case", raising(BrokenProcessPool()))
         with pytest.raises(InputError, match="fewer workers"):
@@ -172,6 +176,37 @@ class TestBadCases:
         monkeypatch.setattr(case_building, "read_labelled", raising(MemoryError()))
         with pytest.raises(MemoryError):
             prepare(volumes)
+
+    def test_too_little_room_is_seen_before_the_start(self, volumes, prepare, monkeypatch, tmp_path):
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(building.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 6911, 6911))
+        monkeypatch.setattr(case_building, "store_case", None)
+        with pytest.raises(InputError, match=r"needs about 6912 bytes more, 6911 are free"):
+            prepare(volumes)
+
+    def test_the_room_for_the_rest_follows_from_finished_cases(self, volumes, prepare, monkeypatch):
+        work, seen = case_building.store_case, []
+
+        def full_at_second(job):
+            seen.append(job)
+            if len(seen) == 2:
+                raise OSError(28, "No space left on device")
+            return work(job)
+
+        monkeypatch.setattr(case_building, "store_case", full_at_second)
+        with pytest.raises(InputError, match=r"the disk is full") as caught:
+            prepare(volumes)
+        written = sum(seen[0].file(kind).stat().st_size for kind in ("image", "mask", "positions"))
+        assert f"needs about {2 * written} bytes more" in str(caught.value)
+        assert len(prepare(volumes)) == 3
+
+    def test_hopeless_runs_stop_early(self, tmp_path, prepare, monkeypatch):
+        manifest = synthetic_manifest(tmp_path / "many", "ct", count=8, shape=(6, 8, 8), regions={"core": [1]})
+        for file in (tmp_path / "many").rglob("*.nii*"):
+            file.write_bytes(b"no volume")
+        monkeypatch.setattr(building, "STOP_EARLY", 3)
+        with pytest.raises(InputError, match="3 of 3 items are bad"):
+            prepare(manifest)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -101,6 +101,27 @@ def test_paths_elsewhere_are_written_relative_to_the_manifest(tmp_path):
     assert os.path.normpath(read_manifest(path).training[0].image) == str(tmp_path / "data/images/t0.png")
 
 
+@pytest.mark.parametrize("parquet_above", [0, 99])
+def test_masks_move_with_dataset_dir(tmp_path, parquet_above):
+    items = [Item("a", Path("images/a.png"), None, "masks/a.png", "g"), Item("b", Path("b.png"), group="h")]
+    manifest = make(tmp_path / "data", training=items, validation=[])
+    path = tmp_path / "data" / "lists" / "films.json"
+    write_manifest(manifest, path, parquet_above=parquet_above)
+    assert [item.label for item in read_manifest(path).training] == ["../masks/a.png", None]
+    write_manifest(read_manifest(path), path, dataset_dir=tmp_path, parquet_above=parquet_above)
+    found = read_manifest(path, dataset_dir=tmp_path)
+    assert found.training[0].label == "data/masks/a.png"
+    assert found.training[0].image == tmp_path / "data/images/a.png"
+    write_manifest(found, path, dataset_dir=tmp_path / "data", parquet_above=parquet_above)
+    assert read_manifest(path, dataset_dir=tmp_path / "data") == manifest
+
+
+def test_class_names_are_no_paths(tmp_path):
+    items = [Item("a", Path("a.png"), None, "normal", "g"), Item("b", Path("b.png"), None, "x.nii", "h")]
+    path = write_manifest(make(tmp_path / "data", training=items, validation=[]), tmp_path / "lists" / "films.json")
+    assert [item.label for item in read_manifest(path).training] == ["normal", "x.nii"]
+
+
 def test_new_modality_travels_with_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr(modalities, "MODALITIES", registry := dict(MODALITIES))
     entry = Modality(name="sonogram", dimension=2, input_shape=(3, 32, 32), intensity="unit_range")

@@ -12,15 +12,12 @@ import pytest
 
 from medcoss_components.data.adapters.findings import bare_name, header_size, walk
 from medcoss_components.data.adapters.own_data import find_images, find_volumes
-from medcoss_components.data.adapters.own_dicom import find_dicom, geometry_problem, read_header
 from medcoss_components.data.group_split import split_groups
 from medcoss_components.data.label_table import read_label_table
 from medcoss_components.data.manifest import check_manifest, read_manifest
 from medcoss_components.data.manifest_building import OwnData, build_manifest
 from medcoss_components.data.manifest_summary import describe, group_sizes, summary
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.readers import read_volume
-from medcoss_components.data.writers import write_dicom_series, write_nifti, write_picture
+from medcoss_components.data.writers import write_nifti, write_picture
 from medcoss_components.errors import InputError
 from medcoss_components.tracking.contact_sheet import choose_items, load_picture, manifest_sheet, sheet_lines
 
@@ -263,6 +260,7 @@ class TestMasks:
             "masks": folder / "masks",
             "mask_suffix": "_seg",
             "group_pattern": r"(p\d)/",
+            "keep_names": True,
             "split": (34, 33, 33),
         }
         return OwnData(**(given | changes))
@@ -360,148 +358,6 @@ class TestTexts:
         assert summary(built.manifest)["labels"] == {
             "METHODS": {"training": [1, 1], "validation": [1, 1], "testing": [1, 1]}
         }
-
-
-class TestDicom:
-    def series(self, folder, patient="p", study="1.1", slices=9, modality="CT", start=0, **tags):
-        volume = np.full((slices, 5, 6), start, np.int16)
-        write_dicom_series(
-            folder, volume, modality=modality, PatientID=f"{SECRET} {patient}", StudyInstanceUID=study, **tags
-        )
-        return folder
-
-    @pytest.fixture
-    def tree(self, tmp_path):
-        """Patients a, b, c with an axial series each; a also has a shorter one, b a localizer and an MR series."""
-        root = tmp_path / "tree"
-        for number, name in enumerate("abc"):
-            self.series(root / name / "axial", name, f"1.{number}")
-        self.series(root / "a" / "thin", "a", "1.0", slices=8)
-        self.series(root / "b" / "scout", "b", "1.1", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-        self.series(root / "b" / "mr", "b", "1.1", modality="MR")
-        self.series(root / "c" / "short", "c", "1.9", slices=3)
-        (root / "c" / "DICOMDIR").write_bytes(b"x")
-        (root / "c" / "readme.txt").write_text("x")
-        return root
-
-    def test_one_item_a_series(self, tree, tmp_path):
-        write_table(tmp_path / "labels.csv", [{"study": f"1.{n}", "label": "xy"[n % 2]} for n in range(4)])
-        data = OwnData(root=tree, kind="dicom", modality="ct", labels=tmp_path / "labels.csv", split=(34, 33, 33))
-        built = build_manifest(data, tmp_path / "manifest.json")
-        manifest = read_manifest(built.path)
-        assert manifest.counts == {"training": 1, "validation": 1, "testing": 1}
-        images = sorted(item.image.relative_to(tree).as_posix() for s in manifest.counts for item in manifest.items(s))
-        assert images == ["a/axial", "b/axial", "c/axial"]
-        found = reasons(built)
-        assert found["a localizer"] == 9 and found["the DICOM modality is 'MR', expected CT"] == 9
-        assert found["3 slices, the minimum is 8"] == 1 and found["no DICOM file"] == 1
-        assert found["no study of this name was found"] == 1
-        (shorter,) = [entry for entry in built.left_out if entry.reason.startswith("another series")]
-        assert shorter.where == "a/thin (series of 8 files)"
-        assert SECRET not in (tmp_path / "manifest.json").read_text() + (tmp_path / "manifest.build.json").read_text()
-
-    def test_all_series(self, tree):
-        found, _ = find_dicom(tree, modality=get_modality("ct"), series="all", minimum_slices=2)
-        assert sorted(item.name for item in found) == ["a/axial", "a/thin", "b/axial", "c/axial", "c/short"]
-        with pytest.raises(InputError, match="must be one of largest, all, got 'first'"):
-            find_dicom(tree, modality=get_modality("ct"), series="first")
-
-    def test_axial_goes_before_more_slices(self, tmp_path):
-        self.series(tmp_path / "axial", slices=8)
-        folder = self.series(tmp_path / "coronal", slices=12)
-        import pydicom
-
-        for number, path in enumerate(sorted(folder.iterdir())):
-            dataset = pydicom.dcmread(path)
-            dataset.ImageOrientationPatient, dataset.ImagePositionPatient = [1, 0, 0, 0, 0, -1], [0, number, 0]
-            dataset.save_as(path)
-        found, _ = find_dicom(tmp_path, modality=get_modality("ct"))
-        assert [item.name for item in found] == ["axial"]
-
-    def test_mixed_folders_are_sorted_out(self, tmp_path):
-        for number in range(3):
-            self.series(tmp_path / f"s{number}", f"{number}", f"1.{number}", start=number)
-            for path in (tmp_path / f"s{number}").iterdir():
-                (tmp_path / "flat").mkdir(exist_ok=True)
-                path.rename(tmp_path / "flat" / f"{number}-{path.name}")
-            (tmp_path / f"s{number}").rmdir()
-        _, left = find_dicom(tmp_path / "flat", modality=get_modality("ct"))
-        assert len(left) == 3 and all("give --sort-into FOLDER" in entry.reason for entry in left)
-        data = OwnData(
-            root=tmp_path / "flat", kind="dicom", modality="ct", sort_into=tmp_path / "sorted", split=(34, 33, 33)
-        )
-        for _ in range(2):  # again over the links of the first time
-            built = build_manifest(data, tmp_path / "manifest.json")
-        items = [item for split in built.manifest.counts for item in built.manifest.items(split)]
-        assert sorted(read_volume(item.image).array.max() for item in items) == [0, 1, 2]
-        assert all(item.image.parent == tmp_path / "sorted" and len(list(item.image.iterdir())) == 9 for item in items)
-
-    def test_links_between_file_systems(self, tmp_path, monkeypatch):
-        def refuse(*paths):
-            raise OSError("another device")
-
-        monkeypatch.setattr("os.link", refuse)
-        for number in range(2):
-            self.series(tmp_path / "in", f"{number}", SeriesInstanceUID=f"1.{number}")
-            for path in (tmp_path / "in").glob("0*.dcm"):
-                path.rename(path.with_name(f"{number}-{path.name}"))
-        modality = get_modality("ct")
-        found, _ = find_dicom(tmp_path / "in", modality=modality, series="all", sort_into=tmp_path / "out")
-        assert len(found) == 2 and next(found[0].path.iterdir()).is_symlink() and read_volume(found[0].path)
-
-    def test_images(self, tmp_path, write_dicom):
-        for number in range(4):
-            pixels = np.full((8, 9), number, np.uint16)
-            write_dicom(
-                tmp_path / f"{number}.dcm", pixels, Modality="DX", PatientID=f"{number // 2}", StudyInstanceUID="1"
-            )
-        write_dicom(tmp_path / "frames.dcm", np.zeros((2, 8, 9), np.uint16), Modality="DX")
-        write_table(tmp_path / "labels.csv", [{"patient": str(n), "label": "xy"[n]} for n in range(2)])
-        data = OwnData(root=tmp_path, kind="dicom", modality="xray", labels=tmp_path / "labels.csv", split=(50, 0, 50))
-        built = build_manifest(data, tmp_path / "manifest.json")
-        assert built.manifest.counts == {"training": 2, "validation": 0, "testing": 2}
-        assert reasons(built) == {"2 frames, an image has one": 1}
-        assert {len({item.label for item in built.manifest.items(s)}) for s in ("training", "testing")} == {1}
-
-    def test_a_multi_frame_file_is_a_volume(self, tmp_path, write_dicom):
-        write_dicom(tmp_path / "enhanced.dcm", np.zeros((9, 4, 5), np.int16))
-        write_dicom(tmp_path / "small.dcm", np.zeros((3, 4, 5), np.int16))
-        found, left = find_dicom(tmp_path, modality=get_modality("ct"))
-        assert [(item.name, item.size) for item in found] == [("enhanced", (5, 4, 9))]
-        assert [entry.reason for entry in left] == ["3 slices, the minimum is 8"]
-
-    def test_no_image(self, tmp_path, write_dicom):
-        path = write_dicom(tmp_path / "report.dcm", np.zeros((4, 5), np.int16), drop=("Rows",))
-        with pytest.raises(InputError, match="DICOM without an image"):
-            read_header(path)
-
-    @pytest.mark.parametrize(
-        ("change", "problem"),
-        [
-            ({}, ""),
-            ({"places": (0, 2, 4, 8)}, "1 gaps between slices differ from the usual 2 mm"),
-            ({"places": (0, 2, 2, 4)}, "1 slices lie at the place of another one"),
-            ({"SOPInstanceUID": lambda n: "1.5"}, "some of its files stand there twice"),
-            ({"pixels": lambda n: np.zeros((4 + n, 5), np.int16)}, "its slices differ in size"),
-            ({"drop": lambda n: ("ImagePositionPatient",)}, "slices without position"),
-            ({"ImageOrientationPatient": lambda n: [1, 0, 0, 0, 1 - n % 2, n % 2]}, "differ in orientation"),
-        ],
-    )
-    def test_geometry(self, write_series, change, problem):
-        change = {"SOPInstanceUID": lambda n: f"1.{n}"} | change
-        folder = write_series(change.pop("places", (0.0, 2.0, 4.0, 6.0)), **change)
-        headers = tuple(read_header(path) for path in sorted(folder.iterdir()))
-        found = geometry_problem(headers, minimum=2)
-        assert found.startswith(problem) if not problem.startswith("differ") else problem in found
-        assert bool(found) == bool(problem)
-
-    def test_copies_are_known_by_their_headers(self, tmp_path):
-        self.series(tmp_path / "one")
-        (tmp_path / "two").mkdir()
-        for path in (tmp_path / "one").iterdir():
-            (tmp_path / "two" / path.name).write_bytes(path.read_bytes())
-        found, left = find_dicom(tmp_path, modality=get_modality("ct"))
-        assert found == [] and left[0].reason == "some of its files stand there twice"
 
 
 class TestSettings:

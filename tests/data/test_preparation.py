@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from medcoss_components.data.cases import default_case_preparation
 from medcoss_components.data.manifest import Item
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.preparation import (
+    CASE_ONLY,
     default_preparation,
     encode_texts,
     gives_several,
@@ -55,6 +57,20 @@ class TestSettings:
             CT, {"middle": 0.5, "fit": "crop"}, None, {"middle": 0.7, "orientations": ("axial",)}
         )
         assert (settings["middle"], settings["fit"], settings["orientations"]) == (0.7, "crop", ["axial"])
+
+    @pytest.mark.parametrize("modality", [XRAY, CT])
+    def test_settings_of_cases_in_a_manifest_are_passed_over(self, modality):
+        stored = dict.fromkeys(set(default_case_preparation(modality)) - set(default_preparation(modality)), [2, 2, 2])
+        assert tuple(sorted(stored)) == tuple(sorted(CASE_ONLY[modality.dimension]))
+        assert resolve_preparation(modality, stored, {"fit": "pad"}) == resolve_preparation(modality, {"fit": "pad"})
+        with pytest.raises(InputError, match="'spacing' is no setting"):
+            resolve_preparation(modality, None, {"spacing": [2, 2, 2]})
+        with pytest.raises(InputError, match="'spacings' is no setting"):
+            resolve_preparation(modality, {"spacings": [2, 2, 2]})
+
+    def test_text_has_no_cases(self):
+        with pytest.raises(InputError, match="'spacing' is no setting"):
+            resolve_preparation(get_modality("report"), {"spacing": [2, 2, 2]})
 
     def test_unknown_name(self):
         with pytest.raises(InputError, match="'slices_stride' is no setting of modality xray; known: fit, tile"):

@@ -16,13 +16,15 @@ from medcoss_components.data.modalities import Modality
 from medcoss_components.data.readers import TEXT_READERS
 from medcoss_components.data.readers_common import naming_file
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
+from medcoss_components.data.readers_slices import SLICES_SUFFIX, slices_size
 from medcoss_components.data.readers_volume import ITK_SUFFIXES, NIFTI_SUFFIXES
 from medcoss_components.errors import InputError
 
-VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES)
+VOLUME_SUFFIXES = (*NIFTI_SUFFIXES, *ITK_SUFFIXES, SLICES_SUFFIX)
 TEXT_SUFFIXES = tuple(suffix + end for suffix in TEXT_READERS for end in ("", ".gz"))
 _PICTURE_SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *MASK_SUFFIXES)))
 FILE_SUFFIXES = (*VOLUME_SUFFIXES, *_PICTURE_SUFFIXES)
+_OUTPUT_SUFFIXES = (".json", ".parquet")
 _EXIF_ORIENTATION, _FIRST_TURNED = 0x0112, 5
 
 
@@ -76,6 +78,7 @@ class DatasetSource:
         settings: of the recipe, see its YAML file.
         files_dir: folder for files that have to be made (masks out of contours, tiles out of slides); it may not exist.
         workers: processes for such work; None: one per core.
+        notes: the adapter adds what people should know of the items that it took, such as a header it corrected.
     """
 
     root: Path
@@ -83,6 +86,13 @@ class DatasetSource:
     files_dir: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     workers: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def is_output(self, path: Path) -> bool:
+        """Whether a path is the manifest itself, its list of items or its record, written by an earlier build."""
+        stem = self.files_dir.name.removesuffix(".files")
+        beside = os.path.abspath(path.parent) == os.path.abspath(self.files_dir.parent)
+        return beside and path.name.startswith(f"{stem}.") and path.suffix in _OUTPUT_SUFFIXES
 
     def locate(self, *names: str) -> Path:
         """The folder that holds ``names``: the root, or a folder up to two levels below it.
@@ -154,6 +164,7 @@ def header_size(path: Path) -> tuple[int, ...]:
         _PICTURE_SUFFIXES: _image_size,
         NIFTI_SUFFIXES: _nifti_size,
         ITK_SUFFIXES: _itk_size,
+        (SLICES_SUFFIX,): slices_size,
     }
     read = next(function for suffixes, function in readers.items() if name.endswith(suffixes))
     with naming_file(path, show_detail=False):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medcoss_components.data.adapters.findings import (
@@ -16,12 +17,25 @@ from medcoss_components.data.adapters.findings import (
     reason,
     walk,
 )
+from medcoss_components.data.detached import detached_data
 from medcoss_components.data.readers import read_texts
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
 from medcoss_components.errors import InputError
 from medcoss_components.progress import progress
 
 GROUP_COLUMNS = ("group", "patient")
+
+
+@dataclass(frozen=True)
+class LeftFile(LeftOut):
+    """What was left out, with what a table of labels may call it; see :class:`Found` for the keys."""
+
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+
+def left_item(item: Found, why: str) -> LeftFile:
+    """An item that is left out."""
+    return LeftFile(item.name, why, {**item.keys, "patient": item.patient or item.keys.get("patient", "")})
 
 
 def find_images(root: Path, *, exclude: Collection[Path] = ()) -> Findings:
@@ -35,20 +49,22 @@ def find_volumes(root: Path, *, exclude: Collection[Path] = ()) -> Findings:
 
 
 def _find_files(root: Path, suffixes: tuple[str, ...], exclude: Collection[Path]) -> Findings:
-    found, left = list[Found](), list[LeftOut]()
+    found, left, data = list[Found](), list[LeftOut](), set[Path]()
     for path in progress(walk(root, exclude), description="look at files", unit="file"):
         relative = path.relative_to(root).as_posix()
         if not path.name.lower().endswith(suffixes):
             left.append(LeftOut(relative, f"files ending in {path.suffix or 'nothing'} are not read here"))
             continue
         try:
-            size = header_size(path)
+            size, voxels = header_size(path), detached_data(path)
         except InputError as error:
             left.append(LeftOut(relative, reason(error, path)))
             continue
-        keys = {"file": relative}
-        found.append(Found(name=bare_name(relative), keys=keys, path=path, size=size, files=(path,)))
-    return found, left
+        files = (path, voxels) if voxels else (path,)
+        data |= {*files[1:]}
+        found.append(Found(name=bare_name(relative), keys={"file": relative}, path=path, size=size, files=files))
+    used = {path.relative_to(root).as_posix() for path in data if path.is_relative_to(root)}
+    return found, [entry for entry in left if entry.where not in used]
 
 
 def find_texts(root: Path, *, columns: Mapping[str, str] | None = None, exclude: Collection[Path] = ()) -> Findings:
@@ -82,10 +98,11 @@ def _texts(path: Path, relative: str, columns: Mapping[str, str]) -> Iterator[Fo
     records = progress(read_texts(path, **columns), description="read texts", unit="text")
     for number, record in enumerate(records, start=1):
         if not record.text:
-            yield LeftOut(f"{relative} row {number}", "the text is empty")
+            yield LeftFile(f"{relative} row {number}", "the text is empty", {"id": record.id})
             continue
         if not isinstance(record.label, str | int | float | None):
-            yield LeftOut(f"{relative} row {number}", "its label is neither a text nor a number")
+            why = "its label is neither a text nor a number"
+            yield LeftFile(f"{relative} row {number}", why, {"id": record.id})
             continue
         patient = "" if record.group == record.id else record.group
         yield Found(

@@ -5,108 +5,90 @@ Patient identifiers are kept in memory until they are hashed; nothing that is pr
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
+from medcoss_components.data.adapters.dicom_headers import (
+    MINIMUM_SLICES,
+    Group,
+    Header,
+    geometry_problem,
+    place,
+    read_header,
+    slices_of,
+)
 from medcoss_components.data.adapters.findings import Findings, Found, LeftOut, bare_name, reason, walk
+from medcoss_components.data.adapters.own_data import LeftFile
 from medcoss_components.data.identifiers import hash_identifier, identifier_salt
+from medcoss_components.data.linking import link_series
 from medcoss_components.data.modalities import Modality
-from medcoss_components.data.readers_common import naming_file
 from medcoss_components.data.readers_dicom import is_dicom
-from medcoss_components.data.readers_series import SPACING_TOLERANCE
 from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_json
 from medcoss_components.progress import progress
 
+__all__ = [
+    "MINIMUM_SLICES",
+    "RULES",
+    "DicomIndex",
+    "Study",
+    "find_dicom",
+    "geometry_problem",
+    "index_dicom",
+    "read_header",
+    "series_note",
+]
+
 RULES = ("largest", "all")
 """Which series of a study are taken: the axial one with most slices (any, where none is axial), or every one."""
-MINIMUM_SLICES = 8
-_TAGS = (
-    "ImageType",
-    "SOPInstanceUID",
-    "Modality",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-)
-_LOCALIZERS = {"LOCALIZER", "SCOUT", "TOPOGRAM"}
-_AXIAL = 0.8
-"""Smallest share of the body's long axis in a slice's normal that counts as axial."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What one file says of itself. ``position``: (3,) mm and ``directions``: (6,), or empty."""
+@dataclass(frozen=True)
+class Study:
+    """Which series of a study were taken.
 
-    path: Path
-    modality: str
+    Args:
+        patient, study: identifiers as the source has them, not hashed.
+        series: number of series of the wanted modality, without localizers.
+        chosen: number of slices and orientation of each series that was taken.
+        rule: why these.
+    """
+
     patient: str = field(repr=False)
     study: str = field(repr=False)
-    series: str = field(repr=False)
-    instance: str = field(repr=False)
-    size: tuple[int, int]
-    frames: int
-    localizer: bool
-    position: tuple[float, ...] = ()
-    directions: tuple[float, ...] = ()
+    series: int
+    chosen: tuple[tuple[int, str], ...]
+    rule: str
 
-    @property
-    def axial(self) -> bool:
-        """Whether the slices lie across the body."""
-        return bool(self.directions) and abs(_normal(self.directions)[2]) >= _AXIAL
+    def record(self) -> dict[str, Any]:
+        """JSON values; identifiers are hashed with the site's salt."""
+        salt = identifier_salt()
+        chosen = [{"slices": slices, "orientation": orientation} for slices, orientation in self.chosen]
+        hashes = {"study": hash_identifier(self.study, salt), "group": hash_identifier(self.patient, salt)}
+        return {**hashes, "series": self.series, "chosen": chosen, "rule": self.rule}
 
 
-def read_header(path: Path) -> Header:
-    """Read what an index needs; pixels are not touched.
+@dataclass(frozen=True)
+class DicomIndex:
+    """What a tree holds.
 
-    Raises:
-        InputError: a damaged file, or one without an image.
+    Args:
+        found: items.
+        left: what was left out.
+        studies: which series were taken, in the order of patients and studies; empty for images.
+        identifiers: patient -> what else points at them in the headers, of all files.
+        sorted_out: number of series that were linked into a folder of their own.
     """
-    import pydicom
 
-    with naming_file(path, show_detail=False):
-        dataset = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS), stop_before_pixels=True)
-        if "Rows" not in dataset or "Columns" not in dataset:
-            raise InputError(f"{path}: DICOM without an image")
-        image_type = {str(value).upper() for value in dataset.get("ImageType") or ()}
-        return Header(
-            path=path,
-            modality=_text(dataset, "Modality"),
-            patient=_text(dataset, "PatientID"),
-            study=_text(dataset, "StudyInstanceUID"),
-            series=_text(dataset, "SeriesInstanceUID") or f"folder {path.parent}",
-            instance=_text(dataset, "SOPInstanceUID") or str(path),
-            size=(int(dataset.Rows), int(dataset.Columns)),
-            frames=int(dataset.get("NumberOfFrames") or 1),
-            localizer=bool(image_type & _LOCALIZERS),
-            position=_numbers(dataset, "ImagePositionPatient", 3),
-            directions=_numbers(dataset, "ImageOrientationPatient", 6),
-        )
-
-
-def _text(dataset: Any, name: str) -> str:
-    return str(dataset.get(name) or "").strip()
-
-
-def _numbers(dataset: Any, name: str, count: int) -> tuple[float, ...]:
-    values = dataset.get(name)
-    return tuple(map(float, values)) if values is not None and len(values) == count else ()
-
-
-def _normal(directions: Sequence[float]) -> np.ndarray:
-    return np.cross(directions[:3], directions[3:])
+    found: list[Found]
+    left: list[LeftOut]
+    studies: tuple[Study, ...] = ()
+    identifiers: Mapping[str, frozenset[str]] = field(default_factory=dict, repr=False)
+    sorted_out: int = 0
 
 
 def find_dicom(
@@ -118,6 +100,21 @@ def find_dicom(
     sort_into: Path | None = None,
     exclude: Collection[Path] = (),
 ) -> Findings:
+    """Items of a DICOM tree and what was left out, see :func:`index_dicom`."""
+    given = {"series": series, "minimum_slices": minimum_slices, "sort_into": sort_into, "exclude": exclude}
+    index = index_dicom(root, modality=modality, **given)  # type: ignore[arg-type]
+    return index.found, index.left
+
+
+def index_dicom(
+    root: Path,
+    *,
+    modality: Modality,
+    series: str = RULES[0],
+    minimum_slices: int = MINIMUM_SLICES,
+    sort_into: Path | None = None,
+    exclude: Collection[Path] = (),
+) -> DicomIndex:
     """Images (2D modality) or series (3D modality) of a DICOM tree. Without a PatientID the study is the patient.
 
     Args:
@@ -136,19 +133,21 @@ def find_dicom(
         raise InputError(f"series: must be one of {', '.join(RULES)}, got {series!r}.")
     tree = _Tree(root, modality, sort_into)
     tree.read((*exclude, *filter(None, (sort_into,))))
+    identifiers = tree.identifiers()
     tree.sift(tree.unfit)
     if modality.dimension == 2:
-        return [tree.image(group[0]) for group in tree.groups], tree.left
+        return DicomIndex([tree.image(group[0]) for group in tree.groups], tree.left, (), identifiers)
     tree.gather_series()
+    every = _by_study(tree.groups)
     tree.sift(partial(geometry_problem, minimum=minimum_slices))
+    usable = _by_study(tree.groups)
     if series == "largest":
-        tree.sift(_outranked(tree.groups))
+        tree.sift(_outranked(usable))
     tree.sift(tree.mixed_folder)
-    return [tree.series(group) for group in tree.groups], tree.left
-
-
-Group = tuple[Header, ...]
-"""One file, or the files of a series in the order of their place."""
+    chosen = _by_study(tree.groups)
+    studies = [_study(key, every[key], usable[key], chosen[key], series) for key in sorted(every)]
+    found = [tree.series(group) for group in tree.groups]
+    return DicomIndex(found, tree.left, tuple(studies), identifiers, tree.sorted_out)
 
 
 class _Tree:
@@ -159,10 +158,10 @@ class _Tree:
         self.groups: list[Group] = []
         self.left: list[LeftOut] = []
         self.in_folder = Counter[Path]()
+        self.sorted_out = 0
 
     def read(self, exclude: Collection[Path]) -> None:
         """Read the header of every file; each one is a group of its own first."""
-        _quieten()
         for path in progress(walk(self.root, exclude), description="read headers", unit="file"):
             if path.name.upper() == "DICOMDIR":
                 continue
@@ -175,20 +174,34 @@ class _Tree:
             except InputError as error:
                 self._leave(path, reason(error, path))
 
+    def identifiers(self) -> dict[str, frozenset[str]]:
+        """What points at each patient."""
+        known: dict[str, set[str]] = defaultdict(set)
+        for (header,) in self.groups:
+            known[header.patient or header.study] |= {*header.identifiers, header.study}
+        return {patient: frozenset(filter(None, values)) for patient, values in known.items() if patient}
+
     def sift(self, problem: Callable[[Group], str]) -> None:
         """Leave out the groups that have a problem."""
         kept = []
         for group in self.groups:
             if why := problem(group):
                 several = len(group) > 1
-                self._leave(group[0].path.parent if several else group[0].path, why, len(group) if several else 0)
+                path = group[0].path.parent if several else group[0].path
+                self._leave(path, why, len(group) if several else 0, self._keys(group[0], path))
             else:
                 kept.append(group)
         self.groups = kept
 
-    def _leave(self, path: Path, why: str, files: int = 0) -> None:
+    def _leave(self, path: Path, why: str, files: int = 0, keys: Mapping[str, str] | None = None) -> None:
         where = path.relative_to(self.root).as_posix()
-        self.left.append(LeftOut(f"{where} (series of {files} files)" if files else where, why))
+        self.left.append(
+            LeftFile(f"{where} (series of {files} files)" if files else where, why, keys or {"file": where})
+        )
+
+    def _keys(self, header: Header, path: Path) -> dict[str, str]:
+        relative = path.relative_to(self.root).as_posix()
+        return {"file": relative, "series": header.series, "study": header.study, "patient": header.patient}
 
     def unfit(self, group: Group) -> str:
         """Why a single file is nothing for the modality, or ""."""
@@ -197,8 +210,10 @@ class _Tree:
             return f"the DICOM modality is {header.modality or 'not given'!r}, expected {' or '.join(codes)}"
         if header.localizer:
             return "a localizer"
-        if self.modality.dimension == 2 and header.frames > 1:
-            return f"{header.frames} frames, an image has one"
+        if self.modality.dimension == 2:
+            return f"{header.frames} frames, an image has one" if header.frames > 1 else ""
+        if header.secondary and not header.position:
+            return "a secondary capture without a place, such as a report or a screen"
         return ""
 
     def gather_series(self) -> None:
@@ -207,7 +222,7 @@ class _Tree:
         for (header,) in self.groups:
             alone = str(header.path) if header.frames > 1 else ""
             by_series[header.study, header.series, alone].append(header)
-        self.groups = [tuple(sorted(files, key=_place)) for files in by_series.values()]
+        self.groups = [tuple(sorted(files, key=place)) for files in by_series.values()]
 
     def mixed_folder(self, group: Group) -> str:
         """Why a series cannot be named by its folder, or ""."""
@@ -231,13 +246,15 @@ class _Tree:
         if self._has_folder(group):
             folder = group[0].path.parent
             return self._found(group, folder.relative_to(self.root).as_posix(), folder)
-        folder = _link(group, cast(Path, self.sort_into))  # without it, mixed_folder() has left the series out
+        sort_into = cast(Path, self.sort_into)  # without it, mixed_folder() has left the series out
+        folder = sort_into / hash_identifier(group[0].series, identifier_salt())
+        link_series([header.path for header in group], folder)
+        self.sorted_out += 1
         return self._found(group, folder.name, folder)
 
     def _found(self, group: Group, relative: str, path: Path) -> Found:
         first = group[0]
-        depth = first.frames if len(group) == 1 else len(group)
-        size = (first.size[1], first.size[0], depth)
+        size = (first.size[1], first.size[0], slices_of(group))
         keys = {"file": relative, "series": first.series, "study": first.study, "patient": first.patient}
         return Found(
             name=bare_name(relative),
@@ -250,70 +267,58 @@ class _Tree:
         )
 
 
-def _place(header: Header) -> tuple[float, str]:
-    along = float(_normal(header.directions) @ header.position) if header.position and header.directions else 0.0
-    return along, header.path.name
+StudyKey = tuple[str, str]
 
 
-def geometry_problem(group: Group, *, minimum: int = MINIMUM_SLICES) -> str:
-    """Why the files of a series are no volume, judged by their headers, or ""."""
-    first = group[0]
-    slices = first.frames if len(group) == 1 else len(group)
-    if slices < minimum:
-        return f"{slices} slices, the minimum is {minimum}"
-    if len(group) == 1:
-        return ""
-    if len({header.instance for header in group}) < len(group):
-        return "some of its files stand there twice"
-    if len({header.size for header in group}) > 1:
-        return "its slices differ in size"
-    if not all(header.position and header.directions for header in group):
-        return "slices without position or orientation"
-    if not np.allclose([header.directions for header in group], first.directions, atol=1e-3):
-        return "its slices differ in orientation"
-    return _spacing_problem(np.diff([_place(header)[0] for header in group]))
-
-
-def _spacing_problem(steps: np.ndarray) -> str:
-    usual = float(np.median(steps))
-    if steps.min() < 1e-3:
-        return f"{int((steps < 1e-3).sum())} slices lie at the place of another one"
-    uneven = int((np.abs(steps - usual) > SPACING_TOLERANCE * usual).sum())
-    return f"{uneven} gaps between slices differ from the usual {usual:.3g} mm; slices are missing" if uneven else ""
-
-
-def _outranked(groups: Iterable[Group]) -> Callable[[Group], str]:
-    """A rule that leaves one series of each study: axial before others, then most slices, then the smallest UID."""
-    best: dict[tuple[str, str], tuple[tuple[Any, ...], Group]] = {}
+def _by_study(groups: Iterable[Group]) -> defaultdict[StudyKey, list[Group]]:
+    """Series by patient and study; one without a study is a study of its own."""
+    studies: defaultdict[StudyKey, list[Group]] = defaultdict(list)
     for group in groups:
         first = group[0]
-        slices = first.frames if len(group) == 1 else len(group)
-        rank = (not first.axial, -slices, first.series, str(first.path))
-        key = (first.patient, first.study or first.series)
-        best[key] = min(best.get(key, (rank, group)), (rank, group), key=lambda entry: entry[0])
-    kept = {id(group) for _, group in best.values()}
+        studies[first.patient or first.study, first.study or first.series].append(group)
+    return studies
+
+
+def _rank(group: Group) -> tuple[Any, ...]:
+    """Axial before others, then most slices, then the smallest UID."""
+    first = group[0]
+    return not first.axial, -slices_of(group), first.series, str(first.path)
+
+
+def _outranked(studies: Mapping[StudyKey, Sequence[Group]]) -> Callable[[Group], str]:
+    """A rule that leaves one series of each study."""
+    kept = {id(min(groups, key=_rank)) for groups in studies.values()}
     why = "another series of the study is axial with more slices, or comes first (--series all takes every one)"
     return lambda group: "" if id(group) in kept else why
 
 
-def _link(group: Group, folder: Path) -> Path:
-    """Hard links, else symbolic ones, to the files of a series in ``folder``/<hash of the series>."""
-    target = folder / hash_identifier(group[0].series, identifier_salt())
-    target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.dcm"):
-        old.unlink()
-    for number, header in enumerate(group):
-        link = target / f"{number:05d}.dcm"
-        try:
-            os.link(header.path, link)
-        except OSError:
-            link.symlink_to(header.path.absolute())
-    return target
+def _study(
+    key: StudyKey, every: Sequence[Group], usable: Sequence[Group], chosen: Sequence[Group], series: str
+) -> Study:
+    described = tuple((slices_of(group), group[0].orientation) for group in chosen)
+    return Study(*key, len(every), described, _why(usable, chosen, series))
 
 
-@cache
-def _quieten() -> None:
-    """No warnings that quote header values."""
-    from pydicom import config
+def _why(usable: Sequence[Group], chosen: Sequence[Group], series: str) -> str:
+    """In words, why these series of a study were taken."""
+    if not chosen:
+        return "none is usable"
+    if series == "all" or len(usable) == 1:
+        return "every usable series" if series == "all" else "the only usable series"
+    axial = [group for group in usable if group[0].axial]
+    if not axial:
+        return "most slices, none is axial"
+    return "the only axial series" if len(axial) == 1 else "the axial series with most slices"
 
-    config.settings.reading_validation_mode = config.IGNORE
+
+def series_note(index: DicomIndex) -> str:
+    """One line on the series that were taken: how many of how many, their orientations, fewest and most slices."""
+    chosen = [entry for study in index.studies for entry in study.chosen]
+    total = sum(study.series for study in index.studies)
+    head = f"{len(index.studies)} studies with {total} series: {len(chosen)} taken"
+    if not chosen:
+        return f"{head}."
+    ways = Counter(orientation for _, orientation in chosen).most_common()
+    slices = sorted({slices for slices, _ in chosen})
+    extent = f"{slices[0]} to {slices[-1]}" if len(slices) > 1 else f"{slices[0]}"
+    return f"{head} ({', '.join(f'{count} {way}' for way, count in ways)}; {extent} slices)."
