@@ -1,4 +1,4 @@
-"""``medcoss manifest build`` and ``medcoss manifest show``."""
+"""``medcoss manifest build``, and what follows it: ``show`` and ``prepare``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from medcoss_components import cli_prepare, cli_show
 
 if TYPE_CHECKING:
     from medcoss_components.data.manifest_assembly import Built
@@ -181,9 +183,7 @@ def _finish(
     if contact_sheet is not None:
         _draw_sheet(built, contact_sheet, seed)
     if bundle is not None:
-        from medcoss_components.cli_prepare import prepare_and_print
-
-        prepare_and_print(bundle, built.path, store_dir, workers=workers)
+        cli_prepare.prepare_and_print(bundle, built.path, store_dir, workers=workers)
 
 
 def _shares(text: str) -> tuple[float, float, float]:
@@ -222,29 +222,8 @@ def _draw_sheet(built: Built, path: Path, seed: int) -> None:
     print(f"contact sheet: {path} (shows images of the data set; treat it like the data)")
 
 
-def manifest_show(
-    path: Annotated[Path, typer.Argument(help="Manifest (JSON).")],
-    dataset_dir: Annotated[Path | None, typer.Option(help="Folder that the items' paths start from.")] = None,
-    contact_sheet: Annotated[Path | None, typer.Option(help="PNG with some items, to look at.")] = None,
-) -> None:
-    """Count what a manifest lists: items and groups per split and label. Files are not opened without a sheet.
-
-    Example: medcoss manifest show sample_data/ct/manifest.json --contact-sheet ct.png
-    """
-    from medcoss_components.data.manifest import read_manifest
-    from medcoss_components.data.manifest_summary import describe
-
-    manifest = read_manifest(path, dataset_dir=dataset_dir)
-    print(describe(manifest))
-    if contact_sheet is not None:
-        from medcoss_components.tracking.contact_sheet import manifest_sheet, sheet_lines
-
-        for line in sheet_lines(manifest_sheet(manifest, contact_sheet)):
-            print(f"contact sheet: {line}")
-        print(f"contact sheet: {contact_sheet}")
-
-
 def attach(group: typer.Typer) -> None:
     """Add the commands to the group ``medcoss manifest``."""
     group.command("build")(manifest_build)
-    group.command("show")(manifest_show)
+    cli_show.attach(group)
+    cli_prepare.attach(group)

@@ -26,9 +26,9 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("arguments", "shown"),
         [
-            ([], ("sample", "manifest", "bundles", "benchmark", "report")),
+            ([], ("sample", "manifest", "bundles", "benchmark", "report", "doctor")),
             (["sample"], ("fetch",)),
-            (["manifest"], ("build", "check", "show")),
+            (["manifest"], ("build", "check", "show", "prepare", "datasets", "pages")),
             (["bundles"], ("build", "verify", "pack")),
             (["benchmark"], ("run", "show")),
             (["report"], ("Output folder of a chain",)),

@@ -86,6 +86,16 @@ def test_many_reasons_are_cut_short(medcoss, films):
     assert status == 0 and "left out: for 5 more reasons, all in manifest.build.json" in out
 
 
+def test_names_of_patients(medcoss, films):
+    (films / "labels.csv").write_text("file,label,patient\n" + "".join(f"{n}.png,{n % 2},{n}\n" for n in range(9)))
+    status, out, _ = build(medcoss, films)
+    assert status == 0 and "note: The names of 9 of 9 files tell who the patient is" in out
+    assert (films / "manifest.files").is_dir()
+    status, out, _ = build(medcoss, films, "--keep-names")
+    assert status == 0 and "tell who the patient is" not in out and not (films / "manifest.files").exists()
+    assert {item.image.parent for item in read_manifest(films / "manifest.json").training} == {films}
+
+
 @pytest.mark.parametrize(
     ("more", "shown"),
     [

@@ -173,7 +173,7 @@ def build_manifest(data: OwnData, path: str | Path) -> Built:
         splits = _splits(data, found, groups)
     built = write_built(
         path,
-        header=_header(data, path),
+        header=_header(data, known.masked(_default_name(path.absolute()))),
         found=found,
         groups=groups,
         splits=splits,
@@ -316,10 +316,10 @@ def _check_leakage(data: OwnData, groups: Sequence[str], splits: Sequence[str]) 
         )
 
 
-def _header(data: OwnData, path: Path) -> dict[str, Any]:
-    """What the manifest says of the data set."""
+def _header(data: OwnData, name: str) -> dict[str, Any]:
+    """What the manifest says of the data set; ``name`` where none was given."""
     return {
-        "name": data.name or _default_name(path.absolute()),
+        "name": data.name or name,
         "version": data.version,
         "modality": data.entry,
         "licence": data.licence,

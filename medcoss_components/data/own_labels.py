@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from medcoss_components.data.label_table import LabelRow, read_label_table
 from medcoss_components.data.masks import names_mask
 from medcoss_components.errors import InputError
 from medcoss_components.progress import progress
+
+_UIDS = ("series", "study")
 
 
 def with_labels(
@@ -130,8 +132,9 @@ def with_masks(
 ) -> Findings:
     """Give every item the mask of its name.
 
-    A mask has the image's relative path below its folder, or its file name alone where that is unique, with ``suffix``
-    behind it and any suffix of mask files. Masks of another size than their image are refused, judged by the headers.
+    A mask has the image's relative path below its folder, or its file name alone where that is unique, or the UID of
+    the DICOM series or study where that has one item; with ``suffix`` behind it and any suffix of mask files. Masks of
+    another size than their image are refused, judged by the headers.
 
     Args:
         found: what was found.
@@ -144,11 +147,9 @@ def with_masks(
         items with the mask's path as label; items without a mask, masks without an item.
     """
     by_name = _unique((Path(name).name, name) for name in masks)
-    image_names = _unique((Path(item.name).name, item.name) for item in found)
     kept, more, used = list[Found](), list[LeftOut](), _masks_of(left, masks, by_name)
-    for item in progress(found, description="look at masks", unit="item"):
-        short = Path(item.name).name
-        name = item.name if item.name in masks else by_name.get(short, "") if short in image_names else ""
+    pairs = zip(found, _mask_names(found, masks, by_name), strict=True)
+    for item, name in progress(pairs, description="look at masks", total=len(found), unit="item"):
         problem = _mask_problem(item, masks[name]) if name else "" if keep else "no mask of its name"
         used.add(name)
         if problem:
@@ -157,6 +158,17 @@ def with_masks(
             kept.append(replace(item, label=masks[name] if name else None))
     more += [LeftOut(f"mask {name}{suffix}", "no image of its name") for name in masks if name not in used]
     return kept, more
+
+
+def _mask_names(found: Sequence[Found], masks: Collection[str], by_name: Mapping[str, str]) -> Iterator[str]:
+    """Name of each item's mask, "" where it has none: by path, by file name, by UID."""
+    shorts = Counter(Path(item.name).name for item in found)
+    uids = Counter(item.keys.get(key, "") for item in found for key in _UIDS)
+    for item in found:
+        short = Path(item.name).name
+        told = [short] if shorts[short] == 1 else []
+        told += [uid for key in _UIDS if uids[uid := item.keys.get(key, "")] == 1]
+        yield next((name for name in (item.name, *(by_name.get(uid, "") for uid in told)) if name in masks), "")
 
 
 def _masks_of(left: Iterable[LeftOut], masks: Collection[str], by_name: Mapping[str, str]) -> set[str]:

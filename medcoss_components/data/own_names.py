@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,9 @@ from medcoss_components.data.adapters.own_data import LeftFile
 from medcoss_components.data.linking import files_folder, link_items
 from medcoss_components.data.private_names import KnownIdentifiers
 from medcoss_components.errors import InputError
+
+_COUNTS = re.compile(r" (row \d+|line \d+|\(series of \d+ files\))$")
+_COPY_OF = re.compile(r"(?<=^a copy of )")
 
 
 def told_identifiers(
@@ -73,13 +77,24 @@ def _seen_from(base: str, file: Path) -> str:
 
 
 def masked_entries(left: Sequence[LeftOut], found: Iterable[Found], known: KnownIdentifiers) -> list[LeftOut]:
-    """What was left out, with hashes in the place of identifiers; ``found``: items that ``left`` may name."""
+    """What was left out, with hashes in the place of identifiers; ``found``: items that ``left`` may name.
+
+    Numbers of rows, lines, files and slices are no identifiers.
+    """
     owners = {item.name: item.patient for item in found}
     masked = []
     for entry in left:
         owner = _patient(entry) or owners.get(entry.where, "")
-        masked.append(LeftOut(known.masked(entry.where, owner), known.masked(entry.reason, owner)))
+        place, end = _split_off(_COUNTS, entry.where)
+        start, rest = _split_off(_COPY_OF, entry.reason)
+        masked.append(LeftOut(known.masked(place, owner) + end, start + known.masked(rest, owner) if rest else start))
     return masked
+
+
+def _split_off(pattern: re.Pattern[str], text: str) -> tuple[str, str]:
+    """A text up to and from the place where a pattern is found; whole and "" where it is not."""
+    match = pattern.search(text)
+    return (text[: match.start()], text[match.start() :]) if match else (text, "")
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +159,7 @@ def _read_plane(file: Path, subtract: int) -> np.ndarray:
     return rescale(plane, 1.0, -subtract)
 
 
-def slices_size(path: Path) -> Sequence[int]:
+def slices_size(path: Path) -> tuple[int, int, int]:
     """(columns, rows, slices) from the descriptor and the header of the first slice alone.
 
     Raises:
@@ -171,7 +170,8 @@ def slices_size(path: Path) -> Sequence[int]:
     stack = read_slice_stack(path)
     first = stack.slices[0]
     with naming_file(first, show_detail=False), Image.open(first) as picture:
-        return (*picture.size, len(stack.slices))
+        columns, rows = picture.size
+    return columns, rows, len(stack.slices)
 
 
 def content_files(path: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from medcoss_components.data.readers_dicom import is_dicom
 from medcoss_components.data.readers_series import dicom_stack, series_files
+from medcoss_components.data.readers_slices import is_slice_stack, read_slice_stack, slices_size
 from medcoss_components.data.readers_volume import ITK_SUFFIXES, NIFTI_SUFFIXES, RAS_TO_LPS, itk_grid, nifti_grid
 from medcoss_components.errors import InputError
 
@@ -69,6 +70,8 @@ def source_grid(path: str | Path, files: Sequence[Path] = ()) -> SourceGrid:
     if name.endswith(ITK_SUFFIXES):
         shape, affine = itk_grid(path)
         return SourceGrid(shape=shape, affine=affine)
+    if is_slice_stack(path):
+        return SourceGrid(shape=slices_size(path), affine=read_slice_stack(path).affine)
     if files or path.is_dir() or is_dicom(path):
         stack = dicom_stack(files or series_files(path), path=path)
         return SourceGrid(shape=stack.shape, affine=stack.affine, frames=stack.frames)

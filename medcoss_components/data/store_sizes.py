@@ -15,6 +15,7 @@ from medcoss_components.data.modalities import Modality
 from medcoss_components.errors import InputError
 
 TRIED = 3  # items of a split that are prepared for the estimate
+HEADER = 128  # bytes of an .npy file before its values
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def estimate_cases(
     manifest: Manifest, split: str, *, modality: Modality, settings: Mapping[str, Any], tried: int = TRIED
 ) -> StoreEstimate:
     """Bytes of a store of cases (:func:`~medcoss_components.data.case_store.prepare_cases`); arguments as above."""
+    from medcoss_components.data.case_building import foreground_positions
     from medcoss_components.data.cases import prepare_case
     from medcoss_components.data.masks import read_labelled
 
@@ -71,7 +73,8 @@ def estimate_cases(
             raise InputError(f"{item.id}: no image or no mask")
         array, spacing, mask = read_labelled(item.image, manifest.root / item.label, modality=modality)
         case = prepare_case(array, spacing, mask=mask, modality=modality, settings=settings)
-        return case.image.nbytes + (0 if case.mask is None else case.mask.nbytes)
+        arrays = [case.image] if case.mask is None else [case.image, case.mask, foreground_positions(case.mask, seed=0)]
+        return sum(array.nbytes + HEADER for array in arrays)
 
     return _from_a_few(manifest.items(split), size, tried)
 

@@ -1,13 +1,14 @@
-"""A manifest, the bundle that will train on it, and the room for its store."""
+"""Manifests, the bundle that will train on them, and the room for their stores."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medcoss_components.data.case_building import CasePlan
 from medcoss_components.data.manifest import SPLITS, Manifest, check_manifest, read_manifest
 from medcoss_components.data.shards import SHARD_BYTES
 from medcoss_components.data.store_sizes import StoreEstimate, size_text
@@ -40,8 +41,13 @@ class DataCase:
     overlays: tuple[str, ...] = ()
 
 
-def check_data(case: DataCase) -> Iterator[Finding]:
-    """Everything about one manifest; nothing further when it cannot be read."""
+def check_data(case: DataCase, rooms: dict[Path, int]) -> Iterator[Finding]:
+    """Everything about one manifest; nothing further when it cannot be read.
+
+    Args:
+        case: what to look at.
+        rooms: folder of stores -> bytes that are needed there; what this manifest needs is added.
+    """
     try:
         manifest = read_manifest(case.path, dataset_dir=case.dataset_dir)
     except InputError as error:
@@ -52,7 +58,7 @@ def check_data(case: DataCase) -> Iterator[Finding]:
     yield Finding(OK, "manifest", f"{manifest.name} {manifest.version}, {manifest.modality.name}: {counts}")
     yield Finding(OK, "groups", f"{groups} (patients, or what else must not be split)")
     yield from _problems(manifest)
-    yield from _stores(case, manifest)
+    yield from _stores(case, manifest, rooms)
 
 
 def _problems(manifest: Manifest) -> Iterator[Finding]:
@@ -66,11 +72,12 @@ def _problems(manifest: Manifest) -> Iterator[Finding]:
         yield Finding(status, "more remarks", f"{len(rest)} more", "`medcoss manifest check` lists all")
     if not problems:
         advice = "`medcoss manifest check` opens every file too"
-        yield Finding(OK, "items", "all files are there, no group in two splits, no file twice", advice)
+        fine = "no text is empty" if manifest.modality.dimension == 1 else "all files are there, none twice"
+        yield Finding(OK, "items", f"{fine}, no group in two splits", advice)
 
 
-def _stores(case: DataCase, manifest: Manifest) -> Iterator[Finding]:
-    """Whether the bundle takes the manifest, which stores are missing, and whether they fit on the disk."""
+def _stores(case: DataCase, manifest: Manifest, rooms: dict[Path, int]) -> Iterator[Finding]:
+    """Whether the bundle takes the manifest, and which stores are missing; their bytes go to ``rooms``."""
     try:
         needs = _needs(case, manifest)
     except InputError as error:
@@ -82,10 +89,10 @@ def _stores(case: DataCase, manifest: Manifest) -> Iterator[Finding]:
     yield from (_store(need, estimate) for need, estimate in zip(needs, estimates, strict=True))
     total = sum(estimate.bytes for estimate in estimates if estimate is not None)
     if total and (case.bundle or case.store_dir):
-        folder = needs[0].plan.store_dir
-        if case.store_dir is None:  # one that was named is looked at with the other folders
+        folder = Path(needs[0].plan.store_dir).resolve()
+        if case.store_dir is None and folder not in rooms:  # one that was named is looked at with the other folders
             yield from check_folder(folder, "store folder")
-        yield _fits(folder, total)
+        rooms[folder] = rooms.get(folder, 0) + total + max(map(_joining, needs, estimates))
 
 
 def _needs(case: DataCase, manifest: Manifest) -> list[StoreNeed]:
@@ -117,10 +124,19 @@ def _store(need: StoreNeed, estimate: StoreEstimate | None) -> Finding:
     return Finding(status, name, value, "`medcoss manifest check` says what is wrong with them")
 
 
-def _fits(store_dir: Path, total: int) -> Finding:
-    needed = total + min(total, SHARD_BYTES)  # parts and the shard that they are joined to are there together
-    free = shutil.disk_usage(existing_parent(store_dir)).free
-    value = f"about {size_text(needed)} needed in {store_dir.resolve()}, {size_text(free)} free"
-    if needed <= free:
-        return Finding(OK, "room for stores", value)
-    return Finding(ERROR, "room for stores", value, "free some room, or choose another folder with --store-dir")
+def _joining(need: StoreNeed, estimate: StoreEstimate | None) -> int:
+    """Bytes that a store of samples takes twice for a while: parts and the shard that they are joined to."""
+    if estimate is None or isinstance(need.plan, CasePlan):
+        return 0
+    return min(estimate.bytes, SHARD_BYTES)
+
+
+def check_room(rooms: Mapping[Path, int]) -> Iterator[Finding]:
+    """Whether the stores of all manifests fit on the disk together."""
+    for folder, needed in rooms.items():
+        free = shutil.disk_usage(existing_parent(folder)).free
+        value = f"about {size_text(needed)} needed in {folder}, {size_text(free)} free"
+        if needed <= free:
+            yield Finding(OK, "stores", value)
+        else:
+            yield Finding(ERROR, "stores", value, "free some room, or choose another folder with --store-dir")

@@ -58,8 +58,11 @@ def examine(examination: Examination) -> Iterator[Section]:
     yield _places(examination)
     if examination.bundle is not None:
         yield gathered(f"Bundle {examination.bundle.resolve().name}", (partial(_check_bundle, examination.bundle),))
+    rooms: dict[Path, int] = {}
     for case in examination.data:
-        yield gathered(f"Data {case.path}", (partial(_check_data, case),))
+        yield gathered(f"Data {case.path}", (partial(_check_data, case, rooms),))
+    if rooms:
+        yield gathered("Disk", (partial(_check_room, rooms),))
 
 
 def _places(examination: Examination) -> Section:
@@ -73,10 +76,16 @@ def _places(examination: Examination) -> Section:
     return gathered("Privacy, tracking and folders", checks)
 
 
-def _check_data(case: DataCase) -> Iterator[Finding]:
+def _check_data(case: DataCase, rooms: dict[Path, int]) -> Iterator[Finding]:
     from medcoss_components.doctor.data import check_data
 
-    yield from check_data(case)
+    yield from check_data(case, rooms)
+
+
+def _check_room(rooms: dict[Path, int]) -> Iterator[Finding]:
+    from medcoss_components.doctor.data import check_room
+
+    yield from check_room(rooms)
 
 
 def _check_bundle(folder: Path) -> Iterator[Finding]:

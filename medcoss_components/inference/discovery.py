@@ -17,6 +17,7 @@ from medcoss_components.data.identifiers import hash_identifier, identifier_salt
 from medcoss_components.data.readers import TEXT_READERS, is_dicom, read_texts
 from medcoss_components.data.readers_dicom import check_modality, no_slice, read_dataset
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
+from medcoss_components.data.readers_slices import SLICES_SUFFIX
 from medcoss_components.data.readers_volume import ITK_SUFFIXES, NIFTI_SUFFIXES
 from medcoss_components.errors import InputError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 FILE_SUFFIXES: dict[int, tuple[str, ...]] = {
     1: tuple(suffix + packed for suffix in TEXT_READERS for packed in ("", ".gz")),
     2: IMAGE_SUFFIXES,
-    3: (*NIFTI_SUFFIXES, *ITK_SUFFIXES),
+    3: (*NIFTI_SUFFIXES, *ITK_SUFFIXES, SLICES_SUFFIX),
 }
 """Dimension -> endings of the files that are cases by themselves (text: that hold cases)."""
 FINISHED = "finished.jsonl"

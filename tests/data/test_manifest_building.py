@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.findings import bare_name, header_size, walk
-from medcoss_components.data.adapters.own_data import find_images, find_volumes
-from medcoss_components.data.group_split import split_groups
+from medcoss_components.data.adapters.own_data import find_images
 from medcoss_components.data.label_table import read_label_table
 from medcoss_components.data.manifest import check_manifest, read_manifest
 from medcoss_components.data.manifest_building import OwnData, build_manifest
-from medcoss_components.data.manifest_summary import describe, group_sizes, summary
+from medcoss_components.data.manifest_summary import describe
 from medcoss_components.data.writers import write_nifti, write_picture
 from medcoss_components.errors import InputError
-from medcoss_components.tracking.contact_sheet import choose_items, load_picture, manifest_sheet, sheet_lines
 
 SECRET = "MUSTERMANN"
 
@@ -303,63 +300,6 @@ class TestMasks:
             build_manifest(self.data(volumes), volumes / "liver.json")
 
 
-class TestTexts:
-    def test_csv(self, tmp_path):
-        path = tmp_path / "notes.csv"
-        rows = [
-            {"id": f"n{n}", "text": f"finding {n // 2}", "label": "ab"[n % 2], "group": f"{SECRET}{n // 4}"}
-            for n in range(24)
-        ]
-        write_table(path, [*rows, {"id": "e", "text": " ", "label": "a", "group": "x"}])
-        data = OwnData(root=path, kind="csv", modality="report", split=(50, 0, 50))
-        built = build_manifest(data, tmp_path / "manifest.json")
-        assert built.manifest.counts == {"training": 12, "validation": 0, "testing": 12}
-        assert [(entry.where, entry.reason) for entry in built.left_out] == [("notes.csv row 25", "the text is empty")]
-        assert "24 items share their content" in built.notes[0]
-        assert SECRET not in (tmp_path / "manifest.json").read_text() and built.manifest.intensity_unit == "text"
-
-    def test_json_lines_in_a_folder_with_a_table(self, tmp_path):
-        lines = [json.dumps({"id": f"n{n}", "text": f"text {n}"}) for n in range(6)]
-        (tmp_path / "in").mkdir()
-        (tmp_path / "in" / "part.jsonl").write_text("\n".join(lines))
-        (tmp_path / "in" / "readme.md").write_text("x")
-        write_table(tmp_path / "in" / "labels.csv", [{"id": f"n{n}", "label": "ab"[n % 2]} for n in range(5)])
-        data = OwnData(root=tmp_path / "in", kind="texts", modality="report", labels=tmp_path / "in" / "labels.csv")
-        built = build_manifest(data, tmp_path / "manifest.json")
-        assert sum(built.manifest.counts.values()) == 5
-        assert reasons(built) == {"files ending in .md are not read here": 1, "no row in the table": 1}
-
-    def test_labels_that_miss_or_are_lists(self, tmp_path):
-        rows = [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(6)]
-        rows += [{"text": "odd", "label": ["a"]}, {"text": "none"}]
-        (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        data = OwnData(root=tmp_path / "notes.jsonl", kind="texts", modality="report")
-        built = build_manifest(data, tmp_path / "manifest.json")
-        assert reasons(built) == {"its label is neither a text nor a number": 1, "no label": 1}
-
-    @pytest.mark.parametrize(("column", "groups"), [("group", 2), ("patient", 2), ("fall", 2), ("other", 6)])
-    def test_column_of_the_patient(self, tmp_path, column, groups):
-        write_table(tmp_path / "t.csv", [{"text": f"t{n}", "label": "a", column: f"p{n // 3}"} for n in range(6)])
-        named = {"group_column": "fall"} if column == "fall" else {}
-        data = OwnData(root=tmp_path / "t.csv", kind="texts", modality="report", split=(50, 0, 50), **named)
-        built = build_manifest(data, tmp_path / "manifest.json")
-        assert sum(summary(built.manifest)["groups"].values()) == groups
-
-    def test_pubmed(self, tmp_path):
-        article = (
-            "<PubmedArticle><MedlineCitation><PMID>{0}</PMID><Article><ArticleTitle>T</ArticleTitle><Abstract>"
-            '<AbstractText NlmCategory="METHODS">way {0}</AbstractText></Abstract></Article></MedlineCitation>'
-            "</PubmedArticle>"
-        )
-        text = "".join(article.format(number) for number in range(3))
-        (tmp_path / "all.xml").write_text(f"<PubmedArticleSet>{text}</PubmedArticleSet>")
-        data = OwnData(root=tmp_path / "all.xml", kind="texts", modality="report")
-        built = build_manifest(data, tmp_path / "manifest.json")
-        assert summary(built.manifest)["labels"] == {
-            "METHODS": {"training": [1, 1], "validation": [1, 1], "testing": [1, 1]}
-        }
-
-
 class TestSettings:
     @pytest.mark.parametrize(
         ("changes", "shown"),
@@ -384,133 +324,3 @@ class TestSettings:
             build_manifest(images(tmp_path, labels=None), tmp_path / "manifest.json")
         with pytest.raises(InputError, match="gone: no such folder"):
             find_images(tmp_path / "gone")
-
-
-class TestFiles:
-    def test_bare_names(self):
-        assert [bare_name(name) for name in ("a/b.NII.GZ", "b.dcm", "c.1", "d.csv.gz")] == ["a/b", "b", "c.1", "d"]
-
-    def test_walk_skips_hidden_and_excluded(self, tmp_path):
-        for name in ("a/1", "b/2", ".c/3", "d/.4"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text("")
-        assert walk(tmp_path, [tmp_path / "b"]) == [tmp_path / "a" / "1"]
-
-    def test_three_axes(self, tmp_path):
-        import nibabel
-
-        for name, shape in (("a", (3, 4, 5, 1)), ("b", (3, 4, 5, 2)), ("c", (3, 4))):
-            nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.int16), np.eye(4)), tmp_path / f"{name}.nii")
-        found, left = find_volumes(tmp_path)
-        assert [item.size for item in found] == [(3, 4, 5)]
-        assert [entry.reason for entry in left] == [
-            "a volume has three axes, this file has the shape (3, 4, 5, 2)",
-            "a volume has three axes, this file has the shape (3, 4)",
-        ]
-
-    def test_sizes_from_headers(self, tmp_path):
-        import SimpleITK
-        from PIL import Image
-
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(tmp_path / "a.nrrd"))
-        assert header_size(tmp_path / "a.nrrd") == (5, 4, 3)
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.fromarray(picture(0)).save(tmp_path / "a.jpg", exif=exif)
-        assert header_size(tmp_path / "a.jpg") == (20, 24)
-        Image.fromarray(picture(0)).save(tmp_path / "a.png")
-        (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
-        assert header_size(tmp_path / "a.png") == (24, 20)
-
-
-class TestSplit:
-    def test_groups_stay_whole_and_shares_are_met(self):
-        groups = [f"g{number // 4}" for number in range(400)]
-        labels = [(number // 4) % 5 == 0 for number in range(400)]
-        found = split_groups(groups, labels, (70, 10, 20), seed=3)
-        assert np.bincount(found).tolist() == [280, 40, 80]
-        assert np.bincount(found[np.array(labels)]).tolist() == [56, 8, 16]
-        assert len(set(zip(groups, found.tolist(), strict=True))) == 100
-
-    def test_every_split_gets_a_group(self):
-        found = split_groups(["a"] * 90 + ["b"] * 9 + ["c"], [None] * 100, (90, 5, 5))
-        assert len(set(found.tolist())) == 3 and found[0] == 0
-        for shares in ((98, 1, 1), (1, 1, 98), (1, 98, 1)):
-            assert set(split_groups(list("abc"), [None] * 3, shares).tolist()) == {0, 1, 2}
-
-    def test_seed_decides_and_order_of_items_does_not(self):
-        groups = [f"g{number}" for number in range(30)]
-        one, other = (split_groups(groups, [0] * 30, (50, 0, 50), seed=seed) for seed in (0, 1))
-        assert (one != other).any() and 1 not in one
-        assert (split_groups(groups[::-1], [0] * 30, (50, 0, 50))[::-1] == one).all()
-
-    def test_too_few_groups(self):
-        with pytest.raises(InputError, match="3 splits need at least 3 groups .* the items have 2"):
-            split_groups(["a", "b"], [0, 0], (70, 10, 20))
-
-
-class TestSummaryAndSheet:
-    def test_describe(self, films):
-        manifest = build_manifest(images(films, split=(60, 20, 20)), films / "manifest.json").manifest
-        lines = describe(manifest).splitlines()
-        assert lines[0] == "films 1: xray, licence: not stated" and lines[2].split() == [
-            "all",
-            "12",
-            "(6)",
-            "4",
-            "(2)",
-            "4",
-            "(2)",
-        ]
-        assert lines[-1] == "items (groups); a group has 2 to 2 items, 2 on average"
-        assert group_sizes(read_manifest(films / "manifest.json")) == (2, 2.0, 2)
-
-    def test_sheet_of_images(self, films):
-        manifest = build_manifest(images(films), films / "manifest.json").manifest
-        (films / "a" / "00.png").write_bytes(b"broken")
-        problems = manifest_sheet(manifest, films / "sheet.png", limit=20)
-        assert (films / "sheet.png").read_bytes()[:4] == b"\x89PNG"
-        assert len(problems) == 1 and sheet_lines(problems * 7)[-1] == "and 2 more"
-
-    def test_choice_takes_every_split_and_label(self, films):
-        manifest = build_manifest(images(films, split=(60, 20, 20)), films / "manifest.json").manifest
-        chosen = choose_items(manifest, limit=6, seed=0)
-        assert len({(split, item.label) for split, item in chosen}) == 6
-        assert chosen == choose_items(manifest, limit=6, seed=0)
-
-    def test_slice_with_most_of_the_mask(self, tmp_path):
-        for number in range(3):
-            volume, mask = np.zeros((5, 18, 400), np.int16), np.zeros((5, 18, 400), np.uint8)
-            volume[3], mask[3, 4:9, 20:60] = 7 + number, 2
-            mask[1, 0, 0] = 1
-            write_nifti(tmp_path / f"{number}.nii.gz", volume, (1, 1, 1))
-            write_nifti(tmp_path / f"{number}_m.nii.gz", mask, (1, 1, 1))
-        data = OwnData(root=tmp_path, kind="volumes", modality="mri", masks=tmp_path, mask_suffix="_m")
-        manifest = build_manifest(data, tmp_path / "manifest.json").manifest
-        shown, mask = load_picture(manifest.training[0], manifest)
-        assert shown.shape == (9, 200, 1) and mask.shape == (9, 200) and set(mask.ravel()) == {0, 2}
-        assert shown.min() >= 7 and manifest_sheet(manifest, tmp_path / "sheet.png") == []
-
-    def test_masks_of_pictures(self, tmp_path):
-        for number in range(3):
-            write_picture(tmp_path / f"{number}.png", picture(number, (20, 24, 3)))
-            write_picture(tmp_path / f"{number}_m.png", np.repeat(np.eye(20, 24, dtype=np.uint8)[..., None], 3, axis=2))
-        data = OwnData(root=tmp_path, kind="images", modality="pathology", masks=tmp_path, mask_suffix="_m")
-        manifest = build_manifest(data, tmp_path / "manifest.json").manifest
-        shown, mask = load_picture(manifest.training[0], manifest)
-        assert shown.shape == (20, 24, 3) and mask.sum() == 20 and shown.max() <= 1
-        write_picture(manifest.root / manifest.training[0].label, np.eye(8, dtype=np.uint8))
-        with pytest.raises(InputError, match=r"\(8, 8\)"):
-            load_picture(manifest.training[0], manifest)
-
-    def test_no_sheet_of_texts_or_nothing(self, tmp_path):
-        (tmp_path / "t.csv").write_text("text,label\n" + "\n".join(f"t{n},a" for n in range(3)))
-        built = build_manifest(OwnData(root=tmp_path / "t.csv", kind="csv", modality="report"), tmp_path / "m.json")
-        with pytest.raises(InputError, match="texts have no contact sheet"):
-            manifest_sheet(built.manifest, tmp_path / "sheet.png")
-        from medcoss_components.data.manifest import Manifest
-
-        empty = Manifest(name="e", version="1", modality="xray", licence="x", source="x", root=tmp_path)
-        with pytest.raises(InputError, match="has no items"):
-            manifest_sheet(empty, tmp_path / "sheet.png")
-        assert group_sizes(empty) == (0, 0.0, 0)

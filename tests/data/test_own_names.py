@@ -201,6 +201,39 @@ class TestDicom:
         assert {entry.reason for entry in built.left_out} == {"3 slices, the minimum is 8"}
         assert len(built.left_out) == 4  # and no line of the table
 
+    def test_the_name_of_the_data_set_tells_nothing(self, tree):
+        folder = tree / f"{SECRET} studies"
+        given = {"root": tree / "in", "kind": "dicom", "modality": "ct", "split": (100, 0, 0)}
+        built = build_manifest(OwnData(**given), folder / "manifest.json")
+        assert built.manifest.name.endswith("-studies") and SECRET not in written(folder)
+
+    def test_masks_named_by_series_or_study(self, tree):
+        (tree / "masks").mkdir()
+        for number in range(3):
+            write_nifti(
+                tree / "masks" / f"1.{number}.nii.gz", np.eye(20, 24, dtype=np.uint8)[None].repeat(8, 0), (1, 1, 1)
+            )
+        given = {"root": tree / "in", "kind": "dicom", "modality": "ct", "split": (100, 0, 0)}
+        built = build_manifest(OwnData(**given, masks=tree / "masks"), tree / "m.json")
+        found = items(built.manifest)
+        assert {item.label for item in found} == {f"m.files/{item.id}_mask.nii.gz" for item in found} and len(
+            found
+        ) == 3
+        assert {entry.reason for entry in built.left_out} == {"3 slices, the minimum is 8"}
+
+
+@pytest.mark.parametrize("patient", ["2", "3", "9"])
+def test_numbers_of_rows_and_slices_are_no_identifiers(tmp_path, patient):
+    write_dicom_series(tmp_path / "in" / "x", np.zeros((3, 20, 24), np.int16), modality="CT", PatientID=patient)
+    write_dicom_series(tmp_path / "in" / "y", np.zeros((9, 20, 24), np.int16), modality="CT", PatientID="other")
+    given = {"root": tmp_path / "in", "kind": "dicom", "modality": "ct", "split": (100, 0, 0)}
+    (left,) = build_manifest(OwnData(**given), tmp_path / "m.json").left_out
+    assert (left.where, left.reason) == ("x (series of 3 files)", "3 slices, the minimum is 8")
+    lines = [json.dumps({"text": f"text {n}", "group": f"{n + 1}", "label": "a" if n != 1 else None}) for n in range(4)]
+    (tmp_path / "part.jsonl").write_text("\n".join(lines))
+    built = build_manifest(OwnData(root=tmp_path / "part.jsonl", kind="texts", modality="report"), tmp_path / "t.json")
+    assert [entry.where for entry in built.left_out] == ["part.jsonl row 2"]
+
 
 def test_an_unreadable_file_stands_once(tmp_path):
     """Neither its row in the table nor its mask is listed as well."""

@@ -18,8 +18,10 @@ from medcoss_components.data.readers_slices import (
     content_files,
     is_slice_stack,
     read_slice_stack,
+    slices_size,
     write_slice_stack,
 )
+from medcoss_components.data.readers_source import source_grid
 from medcoss_components.errors import InputError
 
 
@@ -91,6 +93,14 @@ def test_descriptor_size_and_files(write_stack, tmp_path):
     assert content_files(path) == [tmp_path / "pictures" / f"a-{number:02d}.png" for number in range(4)]
     assert content_files(tmp_path / "b.nii") == [tmp_path / "b.nii"]
     assert json.loads(path.read_text())["slices"][0] == "../pictures/a-00.png"
+
+
+def test_masks_can_go_back_to_the_slices(write_stack):
+    path = write_stack(stored(), directions="IPL", subtract=32768)
+    grid, volume = source_grid(path), read_volume(path)
+    restored = grid.from_canonical(volume.array)
+    assert restored.shape == grid.shape == slices_size(path)
+    np.testing.assert_array_equal(restored.transpose(2, 1, 0), stored().astype(np.int32) - 32768)
 
 
 def test_the_data_set_can_move_as_a_whole(write_stack, tmp_path):

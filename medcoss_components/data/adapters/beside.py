@@ -11,6 +11,7 @@ from medcoss_components.data.adapters.findings import LeftOut
 _STEMS = ("readme", "license", "licence", "changelog", "faq", "md5sum", "md5sums", "sha256sums")
 _SUFFIXES = (".md5", ".sha256", ".html", ".ini", ".db")
 _ARCHIVES = (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar")
+_READ_COMPRESSED = (".nii.gz", ".csv.gz", ".tsv.gz", ".xml.gz", ".jsonl.gz")
 SHOWN = 3
 """Up to so many odd files of a folder are listed one by one."""
 
@@ -46,4 +47,6 @@ def odd_files(files: Iterable[Path], root: Path, why: str) -> list[LeftOut]:
 
 
 def _archive(path: Path) -> str:
-    return "an archive; unpack it" if path.suffix.lower() in _ARCHIVES else ""
+    """What to do with an archive, "" for other files; volumes and tables are read compressed."""
+    name = path.name.lower()
+    return "an archive; unpack it" if name.endswith(_ARCHIVES) and not name.endswith(_READ_COMPRESSED) else ""

@@ -109,7 +109,7 @@ def _sizes(given: Any) -> dict[str, Size]:
     """
     try:
         sizes = {str(number): tuple(map(float, size)) for number, size in dict(given or {}).items()}
-        if all(len(size) == 3 and 0 < min(size) and max(size) < np.inf for size in sizes.values()):
+        if all(len(size) == 3 and min(size) > 0 and max(size) < np.inf for size in sizes.values()):
             return sizes  # type: ignore[return-value]
     except (TypeError, ValueError):
         pass
@@ -261,10 +261,11 @@ def write_with_size(partial: Path, *, volume: Path, size: Size) -> None:
 
     _, affine, _ = nifti_grid(volume)
     with naming_file(volume, show_detail=False):
-        header: Any = nibabel.load(volume).header.copy()
+        kind: Any = nibabel.load(volume).header
         opened = gzip.open if volume.suffix.lower() == ".gz" else open
         with opened(volume, "rb") as stream:
             content = stream.read()
+        header = type(kind)(content[: kind.sizeof_hdr])  # as in the file: the loaded one has lost scale and offset
     header.set_sform(RAS_TO_LPS @ _scaled(affine, size), code="scanner")
     header.set_qform(header.get_sform(), code="scanner")
     header.set_xyzt_units("mm")

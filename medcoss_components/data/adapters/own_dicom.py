@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from medcoss_components.data.identifiers import hash_identifier, identifier_salt
 from medcoss_components.data.linking import link_series
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.readers_dicom import is_dicom
+from medcoss_components.data.workers import available_cores, run_jobs
 from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_json
 from medcoss_components.progress import progress
@@ -45,6 +47,11 @@ __all__ = [
 
 RULES = ("largest", "all")
 """Which series of a study are taken: the axial one with most slices (any, where none is axial), or every one."""
+
+PARALLEL_ABOVE = 20_000
+"""Number of files above which starting processes pays: one reads about 1,000 headers a second."""
+_PORTION = 64
+_NO_DICOM = "no DICOM file"
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,32 @@ def index_dicom(
     return DicomIndex(found, tree.left, tuple(studies), identifiers, tree.sorted_out)
 
 
+def _read_headers(paths: Sequence[Path]) -> list[Header | str]:
+    """Header of every file, or why it has none; many files are read by all cores."""
+    portions = [paths[start : start + _PORTION] for start in range(0, len(paths), _PORTION)]
+    workers = available_cores() if len(paths) > PARALLEL_ABOVE else 1
+    results = run_jobs(_read_portion, list(enumerate(portions)), workers=workers)
+    read: dict[int, list[Header | str]] = {}
+    with closing(results), progress(description="read headers", total=len(paths), unit="file") as bar:
+        for (number, portion), headers in results:
+            read[number] = headers
+            bar.update(len(portion))
+    return [header for number in sorted(read) for header in read[number]]
+
+
+def _read_portion(job: tuple[int, Sequence[Path]]) -> list[Header | str]:
+    return [_header_or_reason(path) for path in job[1]]
+
+
+def _header_or_reason(path: Path) -> Header | str:
+    if not is_dicom(path):
+        return _NO_DICOM
+    try:
+        return read_header(path)
+    except InputError as error:
+        return reason(error, path)
+
+
 class _Tree:
     """What is left of a DICOM tree while it is sorted out: groups of files, and what was left out so far."""
 
@@ -162,17 +195,13 @@ class _Tree:
 
     def read(self, exclude: Collection[Path]) -> None:
         """Read the header of every file; each one is a group of its own first."""
-        for path in progress(walk(self.root, exclude), description="read headers", unit="file"):
-            if path.name.upper() == "DICOMDIR":
-                continue
-            if not is_dicom(path):
-                self._leave(path, "no DICOM file")
-                continue
-            self.in_folder[path.parent] += 1
-            try:
-                self.groups.append((read_header(path),))
-            except InputError as error:
-                self._leave(path, reason(error, path))
+        paths = [path for path in walk(self.root, exclude) if path.name.upper() != "DICOMDIR"]
+        for path, header in zip(paths, _read_headers(paths), strict=True):
+            self.in_folder[path.parent] += header != _NO_DICOM
+            if isinstance(header, Header):
+                self.groups.append((header,))
+            else:
+                self._leave(path, header)
 
     def identifiers(self) -> dict[str, frozenset[str]]:
         """What points at each patient."""

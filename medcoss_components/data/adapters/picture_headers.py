@@ -24,20 +24,20 @@ def with_sizes(found: Sequence[Found]) -> Findings:
     if not found:
         return kept, left
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = pool.map(_size, [item.path for item in found], chunksize=64)
-        for item, size in progress(
+        sizes = pool.map(looked_at, [item.path for item in found], chunksize=64)
+        for item, (size, why) in progress(
             zip(found, sizes, strict=True), description="look at pictures", total=len(found), unit="file"
         ):
-            if isinstance(size, str):
-                left.append(LeftOut(item.name, size))
+            if why:
+                left.append(LeftOut(item.name, why))
             else:
                 kept.append(replace(item, size=size))
     return kept, left
 
 
-def _size(path: Path) -> tuple[int, ...] | str:
-    """The size, or why there is none."""
+def looked_at(path: Path) -> tuple[tuple[int, ...], str]:
+    """Pixels (width, height) of a picture's header and "", or () and why the header cannot be read."""
     try:
-        return header_size(path)
+        return header_size(path), ""
     except InputError as error:
-        return reason(error, path)
+        return (), reason(error, path)

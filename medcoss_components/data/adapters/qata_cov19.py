@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medcoss_components.data.adapters.beside import is_beside
 from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name, walk
-from medcoss_components.data.adapters.xray_files import looked_at
+from medcoss_components.data.adapters.picture_headers import looked_at
 from medcoss_components.data.masks import PICTURE_SUFFIXES
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
 from medcoss_components.errors import InputError

@@ -15,19 +15,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from medcoss_components.errors import InputError
 
 SECTIONS = ("findings", "impression")
 LAST_PARAGRAPH = "last_paragraph"
 _NAMED = r"(?i:findings?|impressions?|conclusions?)"
-_HEADING = re.compile(rf"^[ \t]*({_NAMED}|[A-Z][A-Z0-9_ ()/,&'.-]{{1,60}}):", re.MULTILINE)
-_FINDINGS = re.compile(r"FINDINGS?\b|IMPRESSION (AND|/) FINDINGS?|IMPRESSION/FINDINGS?|REPORT$")
+_LETTER = r"(?:[A-Z0-9_ ()/,&'.-]|(?<=\d):(?=\d))"  # the colon of a time, as in "AP CHEST, 8:30 A.M.:", is one
+_HEADING = re.compile(rf"^[ \t]*({_NAMED}|[A-Z]{_LETTER}{{1,60}}):(?!\d)", re.MULTILINE)
+_FINDINGS = re.compile(r"FINDINGS?\b|IMPRESSION ?(AND|/|&) ?FINDINGS?|REPORT$")
 _IMPRESSION = re.compile(r"IMPRESSIONS?$|CONCLUSIONS?$")
 _VIEWS = re.compile(r"\b(CHEST|VIEWS?|RADIOGRAPHS?)\b")
 _ABOUT = re.compile(
     r"\b(EXAM\w*|STUDY|TYPE|TECHNIQUES?|COMPARISONS?|HISTORY|INDICATIONS?|REASON|CLINICAL|PROCEDURES?|REQUEST\w*|DATE|"
-    r"TIME|ORDER\w*|READ|REFERENCES?)\b"
+    r"TIME|ORDER\w*|READ|REFERENCES?|NOTIFICATIONS?|RECOMMENDATIONS?|ADDENDUM|DOSE|SIGN\w*|DICTATED|ATTENDING)\b"
 )
 _PARAGRAPHS = re.compile(r"\n[ \t\r]*\n")
 
@@ -36,37 +38,52 @@ def split_report(report: str) -> dict[str, str]:
     """Sections of a report, white space collapsed; one that is not there, or is empty, is missing.
 
     Of several sections of one kind the last counts. Headings that name the views of the chest ("PA AND LATERAL CHEST:")
-    open the findings where no heading says so. Without any of the two, the last paragraph is given as
+    open the findings where no heading says so. Other headings within a section ("LUNGS:") are part of its text, unless
+    they are about the report ("COMPARISON:"). Without any of the two, the last paragraph is given as
     :data:`LAST_PARAGRAPH`.
 
     >>> split_report("INDICATION: Cough.\\nFINDINGS: Clear\\n lungs.\\nIMPRESSION: Normal.")
     {'findings': 'Clear lungs.', 'impression': 'Normal.'}
     """
     parts: dict[str, str] = {}
-    headings = list(_HEADING.finditer(report))
-    ends = [*(heading.start() for heading in headings[1:]), len(report)]
-    for heading, end in zip(headings, ends, strict=False):  # a report without headings still has an end
-        text = " ".join(report[heading.end() : end].split())
-        if text and (kind := _kind(heading.group(1))):
+    headings = _boundaries(report)
+    ends = [*(start for _, start, _ in headings[1:]), len(report)]
+    for (kind, _, start), end in zip(headings, ends, strict=False):  # a report without headings still has an end
+        text = " ".join(report[start:end].split())
+        if text and kind != "about":
             parts[kind] = text
     views = parts.pop("views", "")
     if views and "findings" not in parts:
         parts["findings"] = views
     if not parts:
-        start = headings[-1].end() if headings else 0
+        start = headings[-1][2] if headings else 0
         if last := " ".join(_PARAGRAPHS.split(report[start:].rstrip())[-1].split()):
             parts[LAST_PARAGRAPH] = last
     return {name: parts[name] for name in (*SECTIONS, LAST_PARAGRAPH) if name in parts}
 
 
+def _boundaries(report: str) -> list[tuple[str, int, int]]:
+    """Kind, start and end of each heading that opens a part of the report."""
+    found: list[tuple[str, int, int]] = []
+    for heading in _HEADING.finditer(report):
+        kind = _kind(heading.group(1))
+        within = bool(found) and found[-1][0] != "about" and kind in ("views", "other")
+        if not within:
+            found.append(("about" if kind == "other" else kind, heading.start(), heading.end()))
+    return found
+
+
+@lru_cache(maxsize=4096)
 def _kind(heading: str) -> str:
-    """Which part of a report a heading opens, or ""."""
+    """What a heading opens: findings, impression, views (findings by another name), about (the report), other."""
     name = " ".join(heading.upper().split())
     if _FINDINGS.match(name):
         return "findings"
     if _IMPRESSION.match(name):
         return "impression"
-    return "views" if _VIEWS.search(name) and not _ABOUT.search(name) else ""
+    if _ABOUT.search(name):
+        return "about"
+    return "views" if _VIEWS.search(name) else "other"
 
 
 @dataclass(frozen=True, kw_only=True)

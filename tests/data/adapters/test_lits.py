@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import nibabel
 import numpy as np
 import pytest
@@ -166,11 +168,14 @@ class TestMasksWithAnotherHeader:
 
 
 class TestVoxelSizes:
-    @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    def test_copies_have_the_given_size(self, tmp_path, suffix):
+    @pytest.mark.parametrize(("suffix", "scaled"), [(".nii", False), (".nii.gz", False), (".nii", True)])
+    def test_copies_have_the_given_size(self, tmp_path, suffix, scaled):
         root = write_lits(tmp_path / "lits", (0, 1))
         stored = body(SHAPE, seed=28)
         volume = save_nifti(root / f"volume-28{suffix}", stored, (-1, 1, -1))
+        if scaled:
+            content = volume.read_bytes()  # slope and intercept stand at byte 112 of the header
+            volume.write_bytes(content[:112] + struct.pack("<ff", 2, -3) + content[120:])
         save_nifti(root / f"segmentation-28{suffix}", liver(SHAPE), (-1, 1, -1))
         look = source(root, voxel_sizes={28: [0.5, 0.75, 2]}, without_geometry="leave_out")
         found, left = find(look)
@@ -178,7 +183,9 @@ class TestVoxelSizes:
         assert left == [] and len(found) == 3 and item.files == (volume,) and item.size == SHAPE
         assert item.path.parent == item.label.parent == look.files_dir
         np.testing.assert_allclose(nibabel.load(item.path).affine, np.diag([-0.5, 0.75, -2, 1]))
-        np.testing.assert_array_equal(np.asanyarray(nibabel.load(item.path).dataobj), stored)
+        made = nibabel.load(item.path).dataobj
+        np.testing.assert_array_equal(made.get_unscaled(), nibabel.load(volume).dataobj.get_unscaled())
+        assert (made.slope, made.inter) == ((2, -3) if scaled else (1, 0))
         image, spacing, labels = read_labelled(item.path, item.label, modality=get_modality("ct"))
         assert spacing == (2.0, 0.75, 0.5) and (image[labels > 0] > 0).all() and (image[labels == 0] < 0).all()
         assert look.notes == ["1 volumes have the voxel size that the settings give; copies are used."]

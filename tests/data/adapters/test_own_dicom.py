@@ -9,7 +9,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.own_dicom import find_dicom, geometry_problem, index_dicom, read_header
+from medcoss_components.data.adapters import own_dicom
+from medcoss_components.data.adapters.own_dicom import (
+    find_dicom,
+    index_dicom,
+    series_note,
+)
 from medcoss_components.data.manifest import check_manifest, read_manifest
 from medcoss_components.data.manifest_building import OwnData, build_manifest
 from medcoss_components.data.modalities import get_modality
@@ -210,31 +215,6 @@ class TestDicom:
         assert [item.name for item in index.found] == ["a"]
         assert index.studies[0].chosen == ((9, "axial"),) and index.studies[0].rule == "the only axial series"
 
-    def test_no_image(self, tmp_path, write_dicom):
-        path = write_dicom(tmp_path / "report.dcm", np.zeros((4, 5), np.int16), drop=("Rows",))
-        with pytest.raises(InputError, match="DICOM without an image"):
-            read_header(path)
-
-    @pytest.mark.parametrize(
-        ("change", "problem"),
-        [
-            ({}, ""),
-            ({"places": (0, 2, 4, 8)}, "1 gaps between slices differ from the usual 2 mm"),
-            ({"places": (0, 2, 2, 4)}, "1 slices lie at the place of another one"),
-            ({"SOPInstanceUID": lambda n: "1.5"}, "some of its files stand there twice"),
-            ({"pixels": lambda n: np.zeros((4 + n, 5), np.int16)}, "its slices differ in size"),
-            ({"drop": lambda n: ("ImagePositionPatient",)}, "slices without position"),
-            ({"ImageOrientationPatient": lambda n: [1, 0, 0, 0, 1 - n % 2, n % 2]}, "differ in orientation"),
-        ],
-    )
-    def test_geometry(self, write_series, change, problem):
-        change = {"SOPInstanceUID": lambda n: f"1.{n}"} | change
-        folder = write_series(change.pop("places", (0.0, 2.0, 4.0, 6.0)), **change)
-        headers = tuple(read_header(path) for path in sorted(folder.iterdir()))
-        found = geometry_problem(headers, minimum=2)
-        assert found.startswith(problem) if not problem.startswith("differ") else problem in found
-        assert bool(found) == bool(problem)
-
     def test_copies_are_known_by_their_headers(self, tmp_path):
         self.series(tmp_path / "one")
         (tmp_path / "two").mkdir()
@@ -294,21 +274,6 @@ class TestChoice:
         (study,) = index_dicom(tmp_path, modality=get_modality("ct")).studies
         assert (study.series, study.chosen, study.rule) == (2, ((10, "coronal"),), "most slices, none is axial")
 
-    @pytest.mark.parametrize(
-        ("directions", "orientation"),
-        [
-            (AXIAL, "axial"),
-            (CORONAL, "coronal"),
-            ([0, 1, 0, 0, 0, -1], "sagittal"),
-            ([1, 0, 0, 0, 0.7071, -0.7071], "oblique"),
-        ],
-    )
-    def test_orientations(self, tmp_path, write_dicom, directions, orientation):
-        path = write_dicom(tmp_path / "x", np.zeros((4, 5), np.int16), ImageOrientationPatient=directions)
-        assert read_header(path).orientation == orientation
-        path = write_dicom(tmp_path / "y", np.zeros((4, 5), np.int16))
-        assert read_header(path).orientation == "unknown" and not read_header(path).axial
-
     def test_screens_and_scouts_are_no_series(self, tmp_path, write_dicom):
         pixels = np.zeros((4, 5), np.int16)
         write_dicom(tmp_path / "screen", pixels, SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2")
@@ -321,23 +286,32 @@ class TestChoice:
         assert index.studies == ()
 
 
-def test_what_points_at_a_patient(tmp_path, write_dicom):
-    fields = {"PatientName": "Roe^Jane Ann=", "PatientID": "17", "AccessionNumber": "A-99", "StudyDate": "20200131"}
-    path = write_dicom(tmp_path / "x", np.zeros((4, 5), np.int16), **fields)
-    found = read_header(path).identifiers
-    assert {"Roe", "Jane", "Ann", "A-99", "20200131", "2020-01-31", "1900-01-01"} <= found
-    assert "Roe" not in repr(read_header(path))
-    index = index_dicom(tmp_path, modality=get_modality("ct"), minimum_slices=1)
-    assert set(index.identifiers) == {"17"} and "Roe" not in repr(index)
-    path = write_dicom(tmp_path / "y", np.zeros((4, 5), np.int16), PatientName="Anonymous^")
-    assert "Anonymous" not in read_header(path).identifiers
+@pytest.mark.parametrize("cores", [1, 2])
+def test_many_files_are_read_in_portions(tmp_path, monkeypatch, cores):
+    for number in range(3):
+        write_dicom_series(tmp_path / f"s{number}", ramps(8), modality="CT", StudyInstanceUID=f"1.{number}")
+    (tmp_path / "s1" / "readme.txt").write_text("x")
+    one = index_dicom(tmp_path, modality=get_modality("ct"))
+    monkeypatch.setattr(own_dicom, "PARALLEL_ABOVE", 5)
+    monkeypatch.setattr(own_dicom, "_PORTION", 7)
+    monkeypatch.setattr(own_dicom, "available_cores", lambda: cores)
+    assert index_dicom(tmp_path, modality=get_modality("ct")) == one and len(one.found) == 3
+    assert [entry.reason for entry in one.left] == ["no DICOM file"]
+
+
+def test_nothing_is_usable(tmp_path, write_dicom):
+    write_dicom(tmp_path / "x", np.zeros((4, 5), np.int16))
+    (tmp_path / "y").write_bytes((tmp_path / "x").read_bytes()[:300])
+    index = index_dicom(tmp_path, modality=get_modality("ct"))
+    assert series_note(index) == "1 studies with 1 series: 0 taken."
+    assert sorted(entry.reason[:8] for entry in index.left) == ["1 slices", "DICOM wi"]
 
 
 class TestWholeWay:
     """build, check, store: what the headers promise is what is read."""
 
     def stored(self, manifest):
-        entry = get_modality("ct", input_shape=(1, 8, 32, 32))
+        entry = get_modality(manifest.modality.name, input_shape=(1, 8, 32, 32))
         folder = manifest.root / "stores"
         return prepare_store(manifest=manifest, modality=entry, store_dir=folder, workers=1, progress=False)
 
@@ -374,6 +348,7 @@ class TestWholeWay:
         built = self.build(tmp_path / "in", tmp_path / "manifest.json", modality=modality.lower().replace("mr", "mri"))
         volume = read_volume(built.manifest.training[0].image)
         assert volume.array[:, 20, 20].tolist() == list(range(8)) and volume.spacing == (1.0, 0.5, 0.75)
+        assert len(self.stored(built.manifest)) >= 1
 
     def test_two_series_in_one_folder(self, tmp_path):
         for number, slices in enumerate((8, 10)):

@@ -45,6 +45,21 @@ def test_findings_and_impression_of_a_usual_report():
         ("CHEST, PA: Views.\nFINDINGS: Found.", {"findings": "Found."}),
         ("EXAMINATION: CHEST.\nTYPE OF VIEWS: PA.\nIMPRESSION: I.", {"impression": "I."}),
         ("IMPRESSION: I.\nRECOMMENDATION(S): Repeat.", {"impression": "I."}),
+        (
+            "FINDINGS:\n LUNGS: Clear.\n CHEST: As above.\nIMPRESSION: I.",
+            {"findings": "LUNGS: Clear. CHEST: As above.", "impression": "I."},
+        ),
+        (
+            "IMPRESSION:  AP chest compared to ___:\n\n Low volumes.",
+            {"impression": "AP chest compared to ___: Low volumes."},
+        ),
+        ("AP CHEST, 8:30 A.M., ___\n\nHISTORY: Cough.\n\nIMPRESSION: I.", {"impression": "I."}),
+        ("AP CHEST, 8:30 A.M.:  Clear.", {"findings": "Clear."}),
+        (
+            "WET READ: ___ 8:45 PM\n Early.\n FINAL REPORT\n INDICATION: Cough.\n IMPRESSION:Late.",
+            {"impression": "Late."},
+        ),
+        ("LUNGS: Clear.\nIMPRESSION: I.", {"impression": "I."}),
         ("INDICATION: Cough.\n\n First.\n\n Last one\n is here.\n\n", {"last_paragraph": "Last one is here."}),
         ("No headings at all.\r\n\r\nTwo.\r\n", {"last_paragraph": "Two."}),
         ("INDICATION:\n", {}),
