@@ -101,7 +101,7 @@ def test_every_command_of_the_guide(medcoss, folder):
         for command in shlex.split(block, comments=True) and block.replace("\\\n", "").splitlines():
             if command.startswith("medcoss "):
                 status, out, err = medcoss(*shlex.split(command)[1:])
-                assert status == 0 or " doctor " in command, f"{command}\n{out}\n{err}"
+                assert status == 0 or (status == 1 and " doctor " in command), f"{command}\n{out}\n{err}"
                 shown += out
     assert {path.name for path in folder.glob("*.png")} == {"films.png", "ct.png", "scans.png"}
     for name, count in (("films", 20), ("ct", 6), ("scans", 5), ("notes", 40)):

@@ -47,7 +47,7 @@ def without_copies(
     Raises:
         InputError: equal contents under the rule "refuse"; the first are named.
     """
-    copies, broken = _copies(found)
+    copies, broken = equal_contents(found)
     left = [LeftOut(item.name, why) for item, why in broken]
     gone = {id(item) for item, _ in broken}
     if copies and rule == "refuse":
@@ -79,8 +79,12 @@ def _dropped(group: Sequence[Found], *, by_label: bool) -> list[tuple[Found, str
     return [(item, f"a copy of {kept.name}{where}") for item in group if item is not kept]
 
 
-def _copies(found: Sequence[Found]) -> tuple[list[list[Found]], list[tuple[Found, str]]]:
-    """Groups of at least two items of equal content, in order; items whose files cannot be read, with the reason."""
+def equal_contents(found: Sequence[Found]) -> tuple[list[list[Found]], list[tuple[Found, str]]]:
+    """Items of equal content; the order and the names of an item's files do not count.
+
+    Returns:
+        groups of at least two items, in order; items whose files cannot be read, with the reason.
+    """
     known = [item for item in found if item.text is not None or item.content]
     to_read = [item for item in found if item.text is None and not item.content and item.files]
     groups = _repeated(zip(known, map(_told_content, known), strict=True))
@@ -142,11 +146,11 @@ def _tried(key: Callable[[Found], Any], item: Found) -> tuple[Any, str]:
 
 
 def _sizes(item: Found) -> tuple[int, ...]:
-    return tuple(file.stat().st_size for file in item.files)
+    return tuple(sorted(file.stat().st_size for file in item.files))
 
 
 def _beginnings(item: Found) -> tuple[bytes, ...]:
-    return tuple(_beginning(file) for file in item.files)
+    return tuple(sorted(_beginning(file) for file in item.files))
 
 
 def _beginning(file: Path) -> bytes:
@@ -155,4 +159,4 @@ def _beginning(file: Path) -> bytes:
 
 
 def _digests(item: Found) -> tuple[str, ...]:
-    return tuple(sha256_file(file) for file in item.files)
+    return tuple(sorted(sha256_file(file) for file in item.files))

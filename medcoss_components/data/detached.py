@@ -1,10 +1,11 @@
-"""Headers with their voxels in another file: MetaImage ``.mhd`` and NRRD ``.nhdr``."""
+"""Items of several files: MetaImage ``.mhd`` and NRRD ``.nhdr`` with their voxels apart, the slices of a stack."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from medcoss_components.data.readers_slices import content_files, is_slice_stack
 from medcoss_components.errors import InputError
 
 _FIELDS = {
@@ -12,6 +13,16 @@ _FIELDS = {
     ".nhdr": re.compile(rb"^(data[ ]?file:[ \t]*)([^\r\n]*?)([ \t]*\r?)$", re.MULTILINE | re.IGNORECASE),
 }
 _HEADER_BYTES = 1 << 20
+
+
+def voxel_files(path: Path) -> list[Path]:
+    """The files that hold an item's voxels: the slices of a descriptor, a header and its data, else the file itself.
+
+    Raises:
+        InputError: a broken descriptor or header, or data that are missing.
+    """
+    data = None if is_slice_stack(path) else detached_data(path)
+    return [path, data] if data else content_files(path)
 
 
 def detached_data(path: Path) -> Path | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from medcoss_components.data.adapters.findings import Found, LeftOut, bare_name, reason
 from medcoss_components.data.detached import detached_data, with_other_data
 from medcoss_components.data.identifiers import hash_identifier
+from medcoss_components.data.readers_slices import is_slice_stack, read_slice_stack, write_slice_stack
 from medcoss_components.errors import InputError
 from medcoss_components.files import PARTIAL_SUFFIX, atomic_path, remove_partial
 from medcoss_components.progress import progress
@@ -68,8 +69,13 @@ def _linked(item: Found, folder: Path, name: str) -> Found:
 
 
 def _link_one(source: Path, folder: Path, name: str) -> Path:
-    """Link a file, and the data file of a header; the suffix stays, readers go by it."""
+    """Link a file, and what a header or descriptor names; the suffix stays, readers go by it."""
     target = folder / f"{name}{source.name[len(bare_name(source.name)) :].lower()}"
+    if is_slice_stack(source):
+        stack = read_slice_stack(source)
+        slices = link_files(stack.slices, folder / name, stack.slices[0].suffix.lower())
+        write_slice_stack(target, replace(stack, slices=slices))
+        return target
     data = detached_data(source)
     if data is None:
         link_file(source, target)
@@ -83,13 +89,19 @@ def _link_one(source: Path, folder: Path, name: str) -> Path:
 
 
 def link_series(files: Sequence[Path], folder: Path) -> Path:
-    """Link the files of a series into a folder of its own as 00000.dcm, 00001.dcm, ...; others in it are removed."""
-    for number, file in enumerate(files):
-        link_file(file, folder / f"{number:05d}.dcm")
-    for old in folder.iterdir():
-        if not old.stem.isdecimal() or int(old.stem) >= len(files):
-            old.unlink()
+    """Link the files of a DICOM series into a folder of its own; others in it are removed."""
+    link_files(files, folder, ".dcm")
     return folder
+
+
+def link_files(files: Sequence[Path], folder: Path, suffix: str) -> tuple[Path, ...]:
+    """Link files into a folder of their own as 00000, 00001, ... with a suffix; others in it are removed."""
+    links = tuple(folder / f"{number:05d}{suffix}" for number in range(len(files)))
+    for file, link in zip(files, links, strict=True):
+        link_file(file, link)
+    for old in set(folder.iterdir()) - set(links):
+        old.unlink()
+    return links
 
 
 def link_file(source: Path, target: Path) -> None:

@@ -2,7 +2,8 @@
 
 Both ways to a manifest end here: one's own files (``manifest_building.py``) and published data sets
 (``dataset_building.py``). Identifiers of patients are hashed with the site's salt; ids of items are hashes of their
-places. Paths, and the texts of text items, stand in the manifest as they are.
+places. Texts of text items stand in the manifest as they are, and so do paths: one's own files come with hashed names
+where a path tells who the patient is, those of published data sets are the publisher's pseudonyms.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from medcoss_components.data.adapters.findings import Found, LeftOut
 from medcoss_components.data.group_split import split_groups
 from medcoss_components.data.identifiers import hash_identifier, identifier_salt
+from medcoss_components.data.linking import item_id
 from medcoss_components.data.manifest import SPLITS, Item, Manifest, write_manifest
 from medcoss_components.data.manifest_summary import MASK, NONE, label_name, summary
 from medcoss_components.errors import InputError
@@ -97,7 +99,7 @@ def _items(found: Sequence[Found], groups: Sequence[str], base: Path) -> list[It
     salt, labels = identifier_salt(), _class_numbers([_label(item.label, base) for item in found])
     return [
         Item(
-            id=hash_identifier(f"item {item.keys.get('file', '')} {item.name}", salt),
+            id=item_id(item, salt),
             image=None if item.path is None else Path(os.path.abspath(item.path)),
             text=item.text,
             label=label,

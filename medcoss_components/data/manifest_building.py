@@ -285,13 +285,22 @@ def _grouped(data: OwnData, found: list[Found]) -> Findings:
 
 
 def _group_notes(found: Sequence[Found]) -> list[str]:
-    alone = sum(not item.patient for item in found)
-    if not alone:
-        return []
-    return [
-        f"{alone} of {len(found)} items have no patient and count as a patient each. If patients have several, say so "
-        "(--group-column or --group-pattern), or the scores will be too good."
-    ]
+    """What to know about the patients: items without one, and those whom headers and table tell apart differently."""
+    notes = []
+    if alone := sum(not item.patient for item in found):
+        notes.append(
+            f"{alone} of {len(found)} items have no patient and count as a patient each. If patients have several, say "
+            "so (--group-column or --group-pattern), or the scores will be too good."
+        )
+    named: dict[str, set[str]] = defaultdict(set)
+    for item in found:
+        named[item.keys.get("patient", "")].add(item.patient)
+    if several := sum(len(patients) > 1 for header, patients in named.items() if header):
+        notes.append(
+            f"{several} patients of the headers are several ones in the table (an empty cell takes the header's). The "
+            "table counts; where it is wrong, a patient may stand in training and in testing."
+        )
+    return notes
 
 
 def _splits(data: OwnData, found: Sequence[Found], groups: Sequence[str]) -> list[str]:

@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from medcoss_components.data.adapters.findings import Found
+from medcoss_components.data.copies import equal_contents
+from medcoss_components.data.detached import voxel_files
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
 from medcoss_components.data.masks import names_mask, read_mask_of
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.readers import read_image, read_volume
 from medcoss_components.data.readers_slices import content_files, is_slice_stack
 from medcoss_components.errors import InputError
-from medcoss_components.files import sha256_file, sha256_json
+from medcoss_components.files import sha256_json
 from medcoss_components.progress import progress
 
 SEVERITIES = ("error", "warning", "info")
@@ -192,22 +195,15 @@ def _is_outside(path: Path | None, root: Path) -> bool:
 
 
 def _check_duplicate_files(places: list[Place]) -> Iterator[Problem]:
-    """Files of equal size are hashed; equal ones are an error across splits, a warning within one."""
-    by_size: dict[int, list[Place]] = defaultdict(list)
-    for place in places:
-        by_size[sum(file.stat().st_size for file in _files(place))].append(place)
-    by_content: dict[str, list[Place]] = defaultdict(list)
-    for candidates in by_size.values():
-        for place in candidates if len(candidates) > 1 else ():
-            by_content[sha256_json(sorted(sha256_file(file) for file in _files(place)))].append(place)
-    for found in by_content.values():
-        if len(found) > 1:
-            across = len({split for split, _ in found}) > 1
-            message = (
-                f"{len(found)} items have the same content{' in several splits' if across else ''}. Keep one of them."
-            )
-            where = f"items {_list(item.id for _, item in found)}"
-            yield Problem("error" if across else "warning", "duplicate-content", where, message)
+    """Items of equal files: an error across splits, a warning within one. Unreadable files are told elsewhere."""
+    items = [Found(name=str(number), files=tuple(_files(place))) for number, place in enumerate(places)]
+    groups, _ = equal_contents(items)
+    for group in groups:
+        found = [places[int(item.name)] for item in group]
+        across = len({split for split, _ in found}) > 1
+        message = f"{len(found)} items have the same content{' in several splits' if across else ''}. Keep one of them."
+        where = f"items {_list(item.id for _, item in found)}"
+        yield Problem("error" if across else "warning", "duplicate-content", where, message)
 
 
 def _files(place: Place) -> list[Path]:
@@ -215,7 +211,7 @@ def _files(place: Place) -> list[Path]:
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.is_file())
     try:
-        return [file for file in content_files(path) if file.is_file()] or [path]
+        return [file for file in voxel_files(path) if file.is_file()] or [path]
     except InputError:
         return [path]  # a broken descriptor is told elsewhere
 

@@ -39,9 +39,9 @@ class KnownIdentifiers:
         salt: of the hashes that replace identifiers.
 
     >>> known = KnownIdentifiers("0123456789abcdef")
-    >>> known.add("P-0017", ["Roe"])
-    >>> known.occurs("scans/p_17/ct.nii"), known.occurs("scans/18/ct.nii")
-    (True, False)
+    >>> known.add("P-0017", ["Jane Roe"])
+    >>> known.occurs("scans/JANE_ROE/ct.nii"), known.occurs("scans/p17.nii"), known.occurs("scans/p17.nii", "P-0017")
+    (True, False, True)
     """
 
     def __init__(self, salt: str) -> None:

@@ -117,7 +117,8 @@ def series_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    files = sorted(entry for entry in path.iterdir() if entry.name.upper() != "DICOMDIR" and is_dicom(entry))
+    shown = (entry for entry in path.iterdir() if entry.name[0] != "." and entry.name.upper() != "DICOMDIR")
+    files = sorted(filter(is_dicom, shown))
     if not files:
         raise InputError(f"{path}: the folder holds no DICOM file. Give the folder of one series.")
     return files

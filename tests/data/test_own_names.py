@@ -6,6 +6,7 @@ import csv
 import json
 
 import numpy as np
+import pydicom
 import pytest
 
 from medcoss_components.data.identifiers import hash_identifier
@@ -13,6 +14,7 @@ from medcoss_components.data.manifest import check_manifest, read_manifest
 from medcoss_components.data.manifest_building import OwnData, build_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.readers import read_image, read_volume
+from medcoss_components.data.readers_slices import SliceStack, write_slice_stack
 from medcoss_components.data.store import prepare_store
 from medcoss_components.data.writers import write_dicom_series, write_nifti, write_picture
 from medcoss_components.errors import InputError
@@ -165,6 +167,24 @@ class TestVolumes:
         built = build_manifest(OwnData(**given, group_pattern="(case.)"), tmp_path / "m.json")
         assert sorted(read_volume(item.image).array.max() for item in items(built.manifest)) == [0, 1]
 
+    def test_stacks_of_slices(self, tmp_path):
+        for number in range(2):
+            folder = tmp_path / "in" / f"{SECRET}{number}"
+            folder.mkdir(parents=True)
+            files = tuple(folder / f"{place}.png" for place in range(8))
+            for place, file in enumerate(files):
+                write_picture(file, np.full((20, 24), 32768 + number + place, np.uint16))
+            stack = SliceStack(slices=files, spacing=(2, 1, 1), subtract=32768)
+            write_slice_stack(folder / "scan.slices.json", stack)
+        given = {"root": tmp_path / "in", "kind": "volumes", "modality": "ct", "split": (100, 0, 0)}
+        for _ in range(2):
+            built = build_manifest(OwnData(**given, group_pattern=r"^(\w+)/"), tmp_path / "m.json")
+        assert SECRET not in written(tmp_path) and built.left_out == ()
+        ramps = sorted(read_volume(item.image).array[:, 3, 3].tolist() for item in items(built.manifest))
+        assert ramps == [[*range(8)], [*range(1, 9)]]
+        for item in items(built.manifest):
+            assert SECRET not in item.image.read_text() and item.image.name == f"{item.id}.slices.json"
+
 
 class TestDicom:
     @pytest.fixture
@@ -220,6 +240,19 @@ class TestDicom:
             found
         ) == 3
         assert {entry.reason for entry in built.left_out} == {"3 slices, the minimum is 8"}
+
+    def test_one_patient_of_the_headers_is_two_in_the_table(self, tree):
+        for path in sorted((tree / "in" / f"{SECRET.lower()}, jane1" / "ct").iterdir()):
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = "4711-0"
+            dataset.save_as(path)
+        rows = [{"study": f"1.{number}", "label": "a", "patient": "p" if number == 0 else ""} for number in range(3)]
+        write_table(tree / "labels.csv", rows)
+        given = {"root": tree / "in", "kind": "dicom", "modality": "ct", "split": (34, 33, 33)}
+        built = build_manifest(OwnData(**given, labels=tree / "labels.csv"), tree / "m.json")
+        (note,) = [note for note in built.notes if "headers" in note]
+        assert note.startswith("1 patients of the headers are several ones in the table")
+        build_manifest(OwnData(**given | {"split": (50, 0, 50)}), tree / "m.json")
 
 
 @pytest.mark.parametrize("patient", ["2", "3", "9"])

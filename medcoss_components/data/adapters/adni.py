@@ -20,7 +20,6 @@ from medcoss_components.data.adapters.findings import (
     LeftOut,
     header_size,
     reason,
-    walk,
 )
 from medcoss_components.data.readers_common import naming_file, require_file
 from medcoss_components.data.readers_dicom import DICOM_SUFFIXES
@@ -71,7 +70,7 @@ def find(source: DatasetSource) -> Findings:
     settings = source.settings
     if settings["keep"] not in KEEP:
         raise InputError(f"keep: must be one of {', '.join(KEEP)}, got {settings['keep']!r}.")
-    files = walk(source.root, (source.files_dir,))
+    files = source.files()
     volumes = [file for file in files if file.name.lower().endswith(NIFTI_SUFFIXES)]
     if not any(_subject_place(file.relative_to(source.root)) is not None for file in volumes):
         raise InputError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medcoss_components.data.adapters.beside import is_beside
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name, walk
+from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name
 from medcoss_components.data.adapters.picture_headers import looked_at
 from medcoss_components.data.readers_common import naming_file, require_file
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
@@ -36,8 +36,8 @@ def find(source: DatasetSource) -> Findings:
     root = source.locate("train", "validation")
     table = _test_table(root, source.settings)
     found, left = list[Found](), list[LeftOut]()
-    for path in progress(walk(root, (source.files_dir,)), description="look at files", unit="file"):
-        if path == table.path or source.is_output(path) or is_beside(path):
+    for path in progress(source.files(root), description="look at files", unit="file"):
+        if path == table.path or is_beside(path):
             continue
         entry = _look(path, root, table)
         if isinstance(entry, Found):

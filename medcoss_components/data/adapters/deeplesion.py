@@ -17,9 +17,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medcoss_components.data.adapters.beside import odd_files
+from medcoss_components.data.adapters.beside import is_beside, odd_files
 from medcoss_components.data.adapters.converting import made_name
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, reason
+from medcoss_components.data.adapters.findings import (
+    DatasetSource,
+    Findings,
+    Found,
+    LeftOut,
+    is_hidden,
+    reason,
+    walk_folders,
+)
 from medcoss_components.data.readers_common import HOUNSFIELD, naming_file
 from medcoss_components.data.readers_slices import SLICES_SUFFIX, SliceStack, slice_stack_values, slices_size
 from medcoss_components.data.readers_text import table_reader
@@ -115,23 +123,17 @@ def _series_folders(base: Path, source: DatasetSource) -> tuple[dict[str, Path],
     """Folders named like a series, wherever they lie, and what else lies there."""
     folders: dict[str, Path] = {}
     left, odd = [], []
-    for folder, names, files in os.walk(base):
-        here = Path(folder)
-        for name in sorted(name for name in names if _SERIES.fullmatch(name)):
+    for here, names, files in walk_folders(base, (source.files_dir,)):
+        for name in filter(_SERIES.fullmatch, names):
             if name in folders:
                 where = folders[name].relative_to(base).as_posix()
                 left.append(LeftOut((here / name).relative_to(base).as_posix(), f"{where} is the same series"))
             else:
                 folders[name] = here / name
-        names[:] = sorted(name for name in names if _descends(here / name, source.files_dir))
-        odd += [here / name for name in files if name[0] != "." and (here, name) != (base, TABLE)]
+        names[:] = [name for name in names if not _SERIES.fullmatch(name)]
+        odd += [here / name for name in files if (here, name) != (base, TABLE)]
     odd = [path for path in odd if not source.is_output(path)]
     return folders, left + odd_files(odd, base, "it lies in no folder of a series")
-
-
-def _descends(folder: Path, made: Path) -> bool:
-    hidden = folder.name.startswith(".")
-    return not (hidden or _SERIES.fullmatch(folder.name) or folder.absolute() == made.absolute())
 
 
 def _add_runs(
@@ -167,15 +169,18 @@ def _slices(folder: Path, base: Path) -> tuple[dict[int, Path], list[LeftOut]]:
     """Slice files of a series by number; empty, doubled and other files are listed."""
     slices: dict[int, Path] = {}
     left = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        path = folder / entry.name
-        match = _SLICE.fullmatch(entry.name)
-        if match and entry.stat().st_size and int(match.group(1)) not in slices:
+    for path in sorted(folder.iterdir()):
+        if is_hidden(path.name) or is_beside(path):
+            continue
+        match = _SLICE.fullmatch(path.name)
+        filled = path.is_file() and path.stat().st_size > 0
+        if match and filled and int(match.group(1)) not in slices:
             slices[int(match.group(1))] = path
             continue
         why = "no slice, which are <number>.png"
         if match:
-            why = "the file is empty" if not entry.stat().st_size else "another file has this slice number"
+            empty = "the file is empty" if path.is_file() else "a link that leads nowhere"
+            why = "another file has this slice number" if filled else empty
         left.append(LeftOut(path.relative_to(base).as_posix(), why))
     return slices, left
 

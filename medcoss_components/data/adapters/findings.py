@@ -6,7 +6,7 @@ An adapter of a published data set is one module with ``find(source: DatasetSour
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,18 @@ class DatasetSource:
         beside = os.path.abspath(path.parent) == os.path.abspath(self.files_dir.parent)
         return beside and path.name.startswith(f"{stem}.") and path.suffix in _OUTPUT_SUFFIXES
 
+    def files(self, folder: Path | None = None) -> list[Path]:
+        """Files below the root, or a folder of it, less hidden ones and those that a build wrote; see :func:`walk`.
+
+        Raises:
+            InputError: no such folder, or one that cannot be listed.
+        """
+        return [path for path in walk(folder or self.root, (self.files_dir,)) if not self.is_output(path)]
+
+    def _holds(self, folder: Path, names: Sequence[str]) -> bool:
+        shown = not any(map(is_hidden, folder.relative_to(self.root).parts))
+        return shown and all((folder / name).exists() for name in names)
+
     def locate(self, *names: str) -> Path:
         """The folder that holds ``names``: the root, or a folder up to two levels below it.
 
@@ -104,7 +116,7 @@ class DatasetSource:
             raise InputError(f"{self.root}: no such folder. Give the folder of the data set.")
         levels = ([self.root], self.root.glob("*/"), self.root.glob("*/*/"))
         for level in levels:
-            hits = [folder for folder in sorted(level) if all((folder / name).exists() for name in names)]
+            hits = [folder for folder in sorted(level) if self._holds(folder, names)]
             if len(hits) > 1:
                 raise InputError(f"{self.root}: {len(hits)} folders hold {', '.join(names)}. Give one of them as root.")
             if hits:
@@ -129,23 +141,72 @@ def bare_name(path: str | Path) -> str:
 
 
 def walk(root: Path, exclude: Collection[Path] = ()) -> list[Path]:
-    """Files below ``root`` in order of their path, without hidden ones and without what lies in or is ``exclude``.
+    """Files below ``root`` in order of their path, as :func:`walk_folders` lists them.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or one that cannot be listed.
+    """
+    return sorted(folder / name for folder, _, files in walk_folders(root, exclude) for name in files)
+
+
+def walk_folders(root: Path, exclude: Collection[Path] = ()) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every folder from ``root`` down, with the sorted names of its folders and files, one folder at a time.
+
+    What is hidden and what lies in, or is, ``exclude`` is passed over. Links to folders elsewhere are followed once;
+    those to a place that is walked anyway are not. The list of folders may be shortened in place.
+
+    Raises:
+        InputError: no such folder, or one that cannot be listed: nothing may be missed silently.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder. Give the folder that holds the files.")
     barred = {os.path.abspath(path) for path in exclude}
-    found: list[Path] = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if name[0] != "." and _absolute(folder, name) not in barred]
-        found += [Path(folder, name) for name in files if name[0] != "." and _absolute(folder, name) not in barred]
-    return sorted(found)
+    new = _Places(root)
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_cannot_list):
+        folders[:] = sorted(name for name in folders if _is_shown(folder, name, barred) and new(folder, name))
+        yield Path(folder), folders, sorted(name for name in files if _is_shown(folder, name, barred))
 
 
-def _absolute(folder: str, name: str) -> str:
-    return os.path.abspath(os.path.join(folder, name))
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data: hidden, or the folder that macOS adds to archives.
+
+    >>> is_hidden("._1.png"), is_hidden("__MACOSX"), is_hidden("1.png")
+    (True, True, False)
+    """
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_shown(folder: str, name: str, barred: Collection[str]) -> bool:
+    return not is_hidden(name) and os.path.abspath(os.path.join(folder, name)) not in barred
+
+
+class _Places:
+    """The places that a walk starts at: its root, and where links lead to."""
+
+    def __init__(self, root: Path) -> None:
+        self.walked, self.above = set[Path](), set[Path]()
+        self._add(root.resolve())
+
+    def _add(self, place: Path) -> None:
+        self.walked.add(place)
+        self.above.update(place.parents)
+
+    def __call__(self, folder: str, name: str) -> bool:
+        """Whether a folder is no link, or one to a place that is not walked yet, which is then added."""
+        path = Path(folder, name)
+        if not path.is_symlink():
+            return True
+        target = path.resolve()
+        if target in self.above or not self.walked.isdisjoint((target, *target.parents)):
+            return False
+        self._add(target)
+        return True
+
+
+def _cannot_list(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename}: the folder cannot be listed ({error.strerror}). Get the right to read it, or take it away."
+    ) from error
 
 
 def reason(error: InputError, path: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medcoss_components.data.adapters.beside import is_beside
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, reason
+from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, is_hidden, reason
 from medcoss_components.data.masks import read_mask_of
 from medcoss_components.data.readers import read_image
 from medcoss_components.data.readers_common import naming_file, require_file
@@ -36,7 +36,7 @@ def find(source: DatasetSource) -> Findings:
         raise InputError(f"parts: must be some of {', '.join(PARTS)}, got {parts!r}.")
     base = source.locate(TABLE)
     patients = _patients(base / TABLE)
-    names = {path.name: path for path in sorted(base.iterdir()) if _counts(path)}
+    names = {path.name: path for path in sorted(base.iterdir()) if _counts(path, source)}
     problems = {name: _problem(path, names, parts) for name, path in names.items()}
     left = [LeftOut(name, problem) for name, problem in problems.items() if problem]
     left += [
@@ -51,8 +51,10 @@ def find(source: DatasetSource) -> Findings:
     return found, left + more
 
 
-def _counts(path: Path) -> bool:
-    return path.name[0] != "." and path.name != TABLE and not is_beside(path)
+def _counts(path: Path, source: DatasetSource) -> bool:
+    """Whether an entry of the folder is neither hidden, well known, nor made by a build."""
+    made = path.absolute() == source.files_dir.absolute() or source.is_output(path)
+    return not (made or is_hidden(path.name) or path.name == TABLE or is_beside(path))
 
 
 def _found(path: Path, patient: str) -> Found:

@@ -23,7 +23,6 @@ from medcoss_components.data.adapters.findings import (
     LeftOut,
     header_size,
     reason,
-    walk,
 )
 from medcoss_components.data.adapters.made_volumes import save_nifti, smallest_type
 from medcoss_components.data.readers_common import naming_file, require_file
@@ -62,7 +61,7 @@ def find(source: DatasetSource) -> Findings:
         InputError: no case below the root, or h5py is missing.
     """
     length(source.settings, "spacing")
-    files = walk(source.root, (source.files_dir,))
+    files = source.files()
     crops = [file for file in files if file.name == CROP]
     images = [file for file in files if file.name == IMAGE]
     if not crops and not images:
@@ -80,7 +79,10 @@ def find(source: DatasetSource) -> Findings:
     failed = make_files(jobs, workers=source.workers, description="write volumes")
     kept, more = _without_failed(source, cases, failed)
     source.notes.extend(_notes(source, kept))
-    found = _found(source, kept, read_lists(files) if source.settings["lists"] else {})
+    lists = read_lists(files) if source.settings["lists"] else {}
+    found = _found(source, kept, lists)
+    absent = sorted(set(lists) - {image.parent.name for image in (*images, *crops)})
+    more += [LeftOut(name, f"the list of {lists[name]} names it, but it is not there") for name in absent]
     used = {*images, *crops, *(image.with_name(MASK) for image in images), *(f for f in files if f.name in LISTS)}
     return found, [*left, *more, *odd_files(set(files) - used, source.root, "neither volume nor mask of the cavity")]
 

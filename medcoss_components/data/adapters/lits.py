@@ -25,7 +25,6 @@ from medcoss_components.data.adapters.findings import (
     LeftOut,
     bare_name,
     reason,
-    walk,
 )
 from medcoss_components.data.masks import LARGEST
 from medcoss_components.data.readers_common import naming_file
@@ -122,9 +121,9 @@ def _sizes(given: Any) -> dict[str, Size]:
 def _read_tree(source: DatasetSource, sizes: dict[str, Size]) -> _Batches:
     batches = _Batches(source.root, sizes)
     odd = []
-    for path in walk(source.root, [source.files_dir]):
+    for path in source.files():
         if not (match := _NAME.fullmatch(path.name)):
-            odd += [] if source.is_output(path) else [path]
+            odd.append(path)
             continue
         test, kind, number = match.group(1) or "", match.group(2).lower(), int(match.group(3))
         files = batches.volumes if kind == "volume" else batches.masks

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcoss_components.data.adapters.beside import odd_files
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name
+from medcoss_components.data.adapters.beside import is_beside, odd_files
+from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name, is_hidden
 from medcoss_components.data.adapters.mimic_cxr_studies import SPLITS, table_rows
 from medcoss_components.data.readers_common import naming_file
 from medcoss_components.errors import InputError
@@ -29,8 +29,6 @@ THREADS = 16
 """Folders that are listed at a time: listing waits for the disk or the network, not for the processor."""
 LISTED = 1000
 """Missing files that are named one by one; of more only the number is told."""
-INDEX_PAGE = "index.html"
-"""A page of the server, in every folder of a mirror."""
 _SUFFIX = ".jpg"
 _BESIDE = re.compile(r"mimic-cxr-2\..*\.csv(\.gz)?|IMAGE_FILENAMES|RECORDS|SHA256SUMS\.txt")
 
@@ -109,7 +107,7 @@ def _splits(path: Path) -> dict[str, str]:
     splits = dict[str, str]()
     for number, (dicom, split) in _cells(path, ("dicom_id", "split"), "read splits"):
         if split not in SPLITS:
-            raise InputError(f"{path}: row {number}: split must be one of {', '.join(SPLITS)}, got {split[:20]!r}.")
+            raise InputError(f"{path}: row {number}: split must be one of {', '.join(SPLITS)}. Restore the table.")
         splits[dicom] = SPLITS[split]
     return splits
 
@@ -139,7 +137,8 @@ def _by_view(rows: Sequence[_Row], views: Any) -> tuple[list[_Row], list[LeftOut
 
 
 def _list_files(folder: Path) -> dict[str, int]:
-    """Files below a folder, listed by threads: path from there -> bytes. Hidden files and index pages do not count."""
+    """Files below a folder, listed by threads: path from there -> bytes. Hidden and well-known files, such as the index
+    pages of a mirror, do not count."""
     images = dict[str, int]()
     top = [(entry.path, entry.name) for entry in _entries(str(folder)) if entry.is_dir()]
     patients = [(entry, name) for path, name in top for entry in _entries(path)]
@@ -155,7 +154,7 @@ def _list_files(folder: Path) -> dict[str, int]:
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        return [entry for entry in entries if entry.name[0] != "." and entry.name != INDEX_PAGE]
+        return [entry for entry in entries if not is_hidden(entry.name) and not is_beside(Path(entry.name))]
 
 
 def _tree(folder: str, place: str) -> Iterator[tuple[str, int]]:
@@ -199,7 +198,7 @@ def _found(row: _Row, root: Path, content: str) -> Found:
 
 def _others(root: Path, source: DatasetSource) -> list[LeftOut]:
     """What else lies in the data set's folder."""
-    entries = [path for path in root.iterdir() if path.name[0] != "." and path.name != FILES]
+    entries = [path for path in root.iterdir() if not is_hidden(path.name) and path.name != FILES]
     made = {source.files_dir.absolute()}
     odd = [path for path in entries if not _BESIDE.fullmatch(path.name) and path.absolute() not in made]
     return odd_files((path for path in odd if not source.is_output(path)), root, "not part of what is read")

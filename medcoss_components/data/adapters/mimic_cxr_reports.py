@@ -131,7 +131,10 @@ def _file_entries(folder: Path, rule: SectionRule, studies: Studies) -> Iterator
             elif not patient.name.startswith("index.html"):
                 left.append(LeftOut(patient.relative_to(folder.parent).as_posix(), _UNKNOWN))
     if not patients:
-        raise InputError(f"{folder}: holds no folders such as p10/p10000032. Unpack mimic-cxr-reports.zip there.")
+        raise InputError(
+            f"{folder}: holds no folders such as p10/p10000032. Unpack mimic-cxr-reports.zip, or give the folder above "
+            "files/p10 as root."
+        )
     yield from left
     read = partial(_some_entries, base=folder.parent, rule=rule, studies=studies)
     with progress(total=len(patients), description="read reports", unit="patient") as bar:

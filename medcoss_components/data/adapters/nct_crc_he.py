@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medcoss_components.data.adapters.beside import is_beside
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut
+from medcoss_components.data.adapters.beside import is_beside, odd_files
+from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, is_hidden
 from medcoss_components.data.adapters.picture_headers import with_sizes
 from medcoss_components.data.manifest import SPLITS
 from medcoss_components.errors import InputError
@@ -28,36 +28,36 @@ def find(source: DatasetSource) -> Findings:
     base = source.locate(*folders.values())
     found, left = list[Found](), list[LeftOut]()
     for split, name in folders.items():
-        tiles, more = _split(base, _unpacked(base / name), split)
+        place = _unpacked(base / name)
+        if place is None:
+            raise InputError(
+                f"{base / name}: holds none of the folders {', '.join(CLASSES)} with the tiles of a class. Unpack the "
+                "archive as it comes."
+            )
+        tiles, more = _split(base, place, split)
         found += tiles
         left += more
+        if place != base / name:
+            left += _others(source, base, base / name, {name})
     found, more = with_sizes(found)
-    return found, left + _others(base, set(folders.values())) + more
+    return found, left + _others(source, base, base, set(folders.values())) + more
 
 
-def _others(base: Path, used: set[str]) -> list[LeftOut]:
-    """Folders of tiles beside the used ones, such as the set without colour normalisation."""
-    names = [entry.name for entry in _entries(base) if entry.name not in used and _holds_classes(base / entry.name)]
-    return [LeftOut(name, "tiles of another kind (--set training=... or testing=... takes them)") for name in names]
+def _others(source: DatasetSource, base: Path, folder: Path, used: set[str]) -> list[LeftOut]:
+    """What lies beside the used folders: folders of tiles, such as the set without colour normalisation, and others."""
+    paths = [folder / entry.name for entry in _entries(folder) if entry.name not in used]
+    kinds = [path for path in paths if path.is_dir() and _unpacked(path)]
+    why = "tiles of another kind (--set training=... or testing=... takes them)"
+    left = [LeftOut(path.relative_to(base).as_posix(), why) for path in kinds]
+    made = source.files_dir.absolute()
+    odd = [path for path in paths if path not in kinds and path.absolute() != made and not source.is_output(path)]
+    return left + odd_files(odd, base, "not part of what is read")
 
 
-def _holds_classes(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in CLASSES)
-
-
-def _unpacked(folder: Path) -> Path:
-    """The folder of the classes; archives that were unpacked into a folder of their own name nest it twice.
-
-    Raises:
-        InputError: no folder of a class in it.
-    """
-    for place in (folder, folder / folder.name):
-        if _holds_classes(place):
-            return place
-    raise InputError(
-        f"{folder}: holds none of the folders {', '.join(CLASSES)} with the tiles of a class. Unpack the archive as "
-        "it comes."
-    )
+def _unpacked(folder: Path) -> Path | None:
+    """The folder of the classes; archives that were unpacked into a folder of their own name nest it twice."""
+    places = (folder, folder / folder.name)
+    return next((place for place in places if any((place / name).is_dir() for name in CLASSES)), None)
 
 
 def _split(base: Path, folder: Path, split: str) -> Findings:
@@ -100,5 +100,5 @@ def _problem(path: Path, label: str) -> str:
 def _entries(folder: str | Path) -> Iterator[os.DirEntry[str]]:
     """What a folder holds, by name, without hidden and well-known files."""
     with os.scandir(folder) as entries:
-        shown = [entry for entry in entries if entry.name[0] != "." and not is_beside(Path(entry.name))]
+        shown = [entry for entry in entries if not is_hidden(entry.name) and not is_beside(Path(entry.name))]
     yield from sorted(shown, key=lambda entry: entry.name)

@@ -17,7 +17,7 @@ from medcoss_components.data.adapters.findings import (
     reason,
     walk,
 )
-from medcoss_components.data.detached import detached_data
+from medcoss_components.data.detached import voxel_files
 from medcoss_components.data.readers import read_texts
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
 from medcoss_components.errors import InputError
@@ -56,13 +56,13 @@ def _find_files(root: Path, suffixes: tuple[str, ...], exclude: Collection[Path]
             left.append(LeftOut(relative, f"files ending in {path.suffix or 'nothing'} are not read here"))
             continue
         try:
-            size, voxels = header_size(path), detached_data(path)
+            size, files = header_size(path), tuple(voxel_files(path))
         except InputError as error:
             left.append(LeftOut(relative, reason(error, path)))
             continue
-        files = (path, voxels) if voxels else (path,)
-        data |= {*files[1:]}
-        found.append(Found(name=bare_name(relative), keys={"file": relative}, path=path, size=size, files=files))
+        data |= {*files}
+        keys = {"file": relative}
+        found.append(Found(name=bare_name(relative), keys=keys, path=path, size=size, files=files))
     used = {path.relative_to(root).as_posix() for path in data if path.is_relative_to(root)}
     return found, [entry for entry in left if entry.where not in used]
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from medcoss_components.data.adapters.beside import is_beside
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name, walk
+from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name
 from medcoss_components.data.adapters.picture_headers import looked_at
 from medcoss_components.data.masks import PICTURE_SUFFIXES
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
@@ -53,10 +53,10 @@ def _folder(path: Path, root: Path) -> str:
 def _sorted_out(root: Path, source: DatasetSource) -> tuple[list[Path], dict[tuple[str, str], Path], list[LeftOut]]:
     """Images, masks by folder and name of their image, and other files."""
     images, masks, left = list[Path](), dict[tuple[str, str], Path](), list[LeftOut]()
-    for path in walk(root, (source.files_dir,)):
+    for path in source.files(root):
         relative = path.relative_to(root)
         part = relative.parts[1] if len(relative.parts) == 3 and relative.parts[0] in FOLDERS else ""
-        if is_beside(path) or source.is_output(path):
+        if is_beside(path):
             continue
         if part not in (IMAGES, MASKS):
             places = f"{' or '.join(FOLDERS)}, in {IMAGES} or {MASKS}"
@@ -67,8 +67,10 @@ def _sorted_out(root: Path, source: DatasetSource) -> tuple[list[Path], dict[tup
             images.append(path)
         elif not path.name.startswith(PREFIX):
             left.append(LeftOut(relative.as_posix(), f"a mask whose name does not begin with {PREFIX}"))
+        elif (key := (relative.parts[0], path.stem.removeprefix(PREFIX))) in masks:
+            left.append(LeftOut(relative.as_posix(), f"{masks[key].name} is a mask of this image too"))
         else:
-            masks[relative.parts[0], path.stem.removeprefix(PREFIX)] = path
+            masks[key] = path
     return images, masks, left
 
 

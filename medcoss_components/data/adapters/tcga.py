@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,15 @@ from typing import Any
 
 from medcoss_components.data.adapters.beside import odd_files
 from medcoss_components.data.adapters.converting import FileJob, made_name, make_files
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, bare_name, walk
+from medcoss_components.data.adapters.findings import (
+    DatasetSource,
+    Findings,
+    Found,
+    LeftOut,
+    bare_name,
+    walk,
+    walk_folders,
+)
 from medcoss_components.data.adapters.picture_headers import with_sizes
 from medcoss_components.data.slides import Tiling, draw, require_openslide, write_tiles
 from medcoss_components.errors import InputError
@@ -105,19 +112,9 @@ def _folders(source: DatasetSource, rules: _Rules) -> Iterator[tuple[Path, list[
     missing = [name for name in rules.cohorts if not (source.root / name).is_dir()]
     if missing:
         raise InputError(f"cohorts: {source.root} holds no folder {', '.join(missing)}.")
-    barred = os.path.abspath(source.files_dir)
     for top in [source.root / name for name in rules.cohorts] or [source.root]:
-        for folder, folders, files in os.walk(top):
-            kept = (
-                name for name in folders if name[0] != "." and os.path.abspath(os.path.join(folder, name)) != barred
-            )
-            folders[:] = sorted(kept)
-            yield Path(folder), sorted(name for name in files if name[0] != "." and not _ours(source, folder, name))
-
-
-def _ours(source: DatasetSource, folder: str, name: str) -> bool:
-    """Whether a file is the manifest that is made here, or lies beside it under its name."""
-    return name.startswith(f"{source.files_dir.stem}.") and os.path.abspath(folder) == str(source.files_dir.parent)
+        for folder, _, files in walk_folders(top, (source.files_dir,)):
+            yield folder, [name for name in files if not source.is_output(folder / name)]
 
 
 def _look(

@@ -27,7 +27,6 @@ from medcoss_components.data.adapters.findings import (
     bare_name,
     header_size,
     reason,
-    walk,
 )
 from medcoss_components.data.adapters.made_volumes import link_files, save_nifti
 from medcoss_components.data.readers_common import naming_file
@@ -81,7 +80,7 @@ def find(source: DatasetSource) -> Findings:
         raise InputError(f"sequence: must be one of {', '.join(SEQUENCES)}, got {sequence!r}.")
     for name in ("structures", "other_structures"):
         text_list(source.settings, name)
-    files = walk(source.root, (source.files_dir,))
+    files = source.files()
     converted = [file for file in files if file.name == f"vs_gk_{sequence}_ref{sequence.upper()}.nii.gz"]
     return _find_nifti(source, files, converted) if converted else _find_dicom(source, files)
 

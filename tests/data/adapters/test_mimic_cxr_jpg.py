@@ -170,7 +170,7 @@ class TestFind:
         data.write()
         data.splits[0]["split"] = "somewhere"
         data.write()
-        with pytest.raises(InputError, match="row 1: split must be one of train, validate, test, got 'somewhere'"):
+        with pytest.raises(InputError, match="row 1: split must be one of train, validate, test. Restore"):
             data.find()
         data.splits = [{"dicom_id": "a"}]
         data.write()

@@ -286,7 +286,7 @@ class TestChoice:
         assert index.studies == ()
 
 
-@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("cores", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_many_files_are_read_in_portions(tmp_path, monkeypatch, cores):
     for number in range(3):
         write_dicom_series(tmp_path / f"s{number}", ramps(8), modality="CT", StudyInstanceUID=f"1.{number}")
