@@ -73,7 +73,7 @@ def build_dataset_manifest(
     groups, splits, cut = _split(recipe, found, split_by=split_by, shares=shares, seed=seed)
     record: dict[str, Any] = {"dataset": recipe.name, "recipe_hash": recipe.hash, "settings": chosen}
     record |= {"split_by": split_by, "split": list(shares), "seed": seed}
-    counted = _count_notes(recipe, found, splits) if chosen == recipe.settings else []
+    expected = _expected(recipe, split_by) if chosen == recipe.settings else {}
     return write_built(
         path,
         header=_header(recipe),
@@ -81,7 +81,7 @@ def build_dataset_manifest(
         groups=groups,
         splits=splits,
         left_out=left,
-        notes=[*source.notes, *notes, *cut, *counted],
+        notes=[*source.notes, *notes, *cut, *_count_notes(expected, found, splits)],
         record=record,
     )
 
@@ -162,10 +162,21 @@ def _cut_groups(groups: Sequence[str], splits: Sequence[str]) -> tuple[list[str]
     return named, [note] if cut else []
 
 
-def _count_notes(recipe: DatasetRecipe, found: Sequence[Found], splits: Sequence[str]) -> list[str]:
-    """Where the counts differ from the published ones, which hold for the recipe's settings."""
+def _expected(recipe: DatasetRecipe, split_by: str) -> Mapping[str, Mapping[str, Any]]:
+    """The published counts, which hold for the recipe's settings; of a new split by patients their sums."""
+    counts = recipe.expected
+    if split_by != "patients" or not counts or ALL in counts:
+        return counts
+    labels = Counter[str]()
+    for published in counts.values():
+        labels.update(published.get("labels", {}))
+    return {ALL: {"items": sum(published["items"] for published in counts.values()), "labels": labels}}
+
+
+def _count_notes(expected: Mapping[str, Mapping[str, Any]], found: Sequence[Found], splits: Sequence[str]) -> list[str]:
+    """Where the counts differ from the published ones."""
     notes = []
-    for split, published in recipe.expected.items():
+    for split, published in expected.items():
         items = [item for item, place in zip(found, splits, strict=True) if split in (place, ALL)]
         labels = Counter(item.label for item in items if isinstance(item.label, str))
         counts = [("items", len(items), published["items"])]

@@ -35,6 +35,7 @@ SCHEMA_VERSION = 1
 SPLITS = ("training", "validation", "testing")
 ITEM_COLUMNS = ("split", "id", "image", "text", "label", "group")
 PARQUET_ABOVE = 5000
+_ROWS_AT_ONCE = 1 << 16
 _TEXT_KEYS = ("name", "version", "licence", "source", "attribution", "intensity_unit", "description")
 
 
@@ -180,11 +181,12 @@ def read_manifest(path: str | Path, dataset_dir: str | Path | None = None) -> Ma
     if dataset_dir is not None and not Path(dataset_dir).is_dir():
         raise InputError(f"dataset_dir {dataset_dir}: no such folder. Give the folder that the paths start from.")
     texts: dict[str, Any] = {key: content.get(key, "") for key in _TEXT_KEYS}
+    root = os.path.abspath(dataset_dir if dataset_dir is not None else path.parent)
     manifest = Manifest(
         modality=get_modality(content["modality"]),
-        root=Path(dataset_dir if dataset_dir is not None else path.parent),
+        root=Path(root),
         preparation=content.get("preparation", {}),
-        **(texts | _read_items(content, path)),
+        **(texts | _read_items(content, path, root)),
     )
     if (expected := content.get("counts")) is not None and {**dict.fromkeys(SPLITS, 0), **expected} != manifest.counts:
         raise InputError(f"{path}: counts say {expected}, the lists hold {manifest.counts}. Rebuild the manifest.")
@@ -209,13 +211,13 @@ def _check_schema(content: Any, path: Path) -> None:
     )
 
 
-def _read_items(content: Mapping[str, Any], path: Path) -> dict[str, tuple[Item, ...]]:
+def _read_items(content: Mapping[str, Any], path: Path, root: str) -> dict[str, tuple[Item, ...]]:
     inline = {split: tuple(_make_item(entry) for entry in content[split]) for split in SPLITS}
     if "items_file" not in content:
         return inline
     if any(inline.values()):
         raise InputError(f"{path}: has items_file and inline items; keep items in one place.")
-    return _read_parquet(path.parent / content["items_file"])
+    return _read_parquet(path.parent / content["items_file"], root)
 
 
 def _make_item(entry: Mapping[str, Any]) -> Item:
@@ -229,24 +231,40 @@ def _make_item(entry: Mapping[str, Any]) -> Item:
     )
 
 
-def _read_parquet(path: Path) -> dict[str, tuple[Item, ...]]:
+def _read_parquet(path: Path, root: str) -> dict[str, tuple[Item, ...]]:
+    """Items of a Parquet file, read in pieces and column by column: of a million items that is most of the time."""
     import pyarrow
     import pyarrow.parquet
 
     if not path.is_file():
         raise InputError(f"{path}: no such file, but the manifest's items_file names it. Keep both files together.")
+    items: dict[str, list[Item]] = {split: [] for split in SPLITS}
     try:
-        table = pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if missing := [name for name in ("split", "id", "group") if name not in names]:
+                raise InputError(f"{path}: misses the columns {missing}; needed: {', '.join(ITEM_COLUMNS)}.")
+            present = [name for name in ITEM_COLUMNS if name in names]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=present):
+                columns = {name: batch.column(name).to_pylist() for name in present}
+                _add_items(items, columns, batch.num_rows, path, root)
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error}). Restore or rebuild it.") from error
-    if missing := [name for name in ("split", "id", "group") if name not in table.column_names]:
-        raise InputError(f"{path}: misses the columns {missing}; needed: {', '.join(ITEM_COLUMNS)}.")
-    items: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    for row in table.select([name for name in ITEM_COLUMNS if name in table.column_names]).to_pylist():
-        if row["split"] not in items:
-            raise InputError(f"{path}: split must be one of {', '.join(SPLITS)}, got {row['split']!r}.")
-        items[row["split"]].append(_make_item(row))
     return {split: tuple(entries) for split, entries in items.items()}
+
+
+def _add_items(
+    items: dict[str, list[Item]], columns: Mapping[str, list[Any]], count: int, path: Path, root: str
+) -> None:
+    """Append ``count`` rows to the lists of their splits; joining strings is cheaper than joining paths."""
+    if unknown := sorted(set(columns["split"]) - set(items), key=str):
+        raise InputError(f"{path}: split must be one of {', '.join(SPLITS)}, got {unknown[0]!r}.")
+    nothing = [None] * count
+    for split, name, image, text, label, group in zip(
+        *(columns.get(key, nothing) for key in ITEM_COLUMNS), strict=True
+    ):
+        file = None if image is None else Path(os.path.join(root, image))
+        items[split].append(Item(name, file, text, label, group))
 
 
 def write_manifest(
@@ -303,16 +321,19 @@ def _write_parquet(manifest: Manifest, path: Path, base: Path) -> str:
     import pyarrow
     import pyarrow.parquet
 
-    rows = [
-        {"split": split, **_item_values(item, manifest, base)} for split in SPLITS for item in manifest.items(split)
-    ]
-    columns: dict[str, Any] = {name: pyarrow.array([row[name] for row in rows], pyarrow.string()) for name in _plain()}
+    digest, values = hashlib.sha256(), {name: list[Any]() for name in ITEM_COLUMNS}
+    for split in SPLITS:
+        for item in manifest.items(split):
+            row = {"split": split, **_item_values(item, manifest, base)}
+            digest.update(json.dumps(row).encode())
+            for name, column in values.items():
+                column.append(row[name])
+    columns: dict[str, Any] = {name: pyarrow.array(values[name], pyarrow.string()) for name in _plain()}
     try:
-        columns["label"] = pyarrow.array([row["label"] for row in rows])
+        columns["label"] = pyarrow.array(values["label"])
     except pyarrow.ArrowException as error:
         raise InputError(f"manifest {manifest.name}: labels must be all of one kind ({error}).") from error
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    name = f"{path.stem}.items-{digest[:12]}.parquet"
+    name = f"{path.stem}.items-{digest.hexdigest()[:12]}.parquet"
     with atomic_path(path.with_name(name)) as partial:
         pyarrow.parquet.write_table(pyarrow.table(columns), partial, compression="zstd")
     return name

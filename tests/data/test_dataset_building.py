@@ -114,6 +114,16 @@ def test_anew_by_patients(tiny, tmp_path):
     assert not any("published are" in note for note in built.notes)  # other settings are not comparable
 
 
+def test_published_counts_of_a_new_split_are_their_sums(tiny, tmp_path):
+    recipe, _ = tiny
+    built = build_dataset_manifest(recipe, tmp_path, tmp_path / "tiny.json", split_by="patients", shares=(50, 0, 50))
+    assert [note for note in built.notes if "published are" in note] == [
+        "all has 8 items, published are 5 (+3).",
+        "all has 4 items of no, published are 2 (+2).",
+        "all has 4 items of yes, published are 2 (+2).",
+    ]
+
+
 def test_as_published_counts_shared_patients_apart(tiny, tmp_path):
     recipe, _ = tiny
     built = build_dataset_manifest(recipe, tmp_path, tmp_path / "tiny.json", split_by="as_published")

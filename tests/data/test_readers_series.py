@@ -19,6 +19,12 @@ def test_slices_are_sorted_by_position_not_by_name(write_series):
     np.testing.assert_allclose(volume.affine, np.diag([0.75, 0.5, 2.0, 1.0]))
 
 
+def test_hidden_files_beside_the_slices_are_none_of_them(write_series):
+    folder = write_series((0.0, 2.0, 4.0))
+    (folder / "._slice.dcm").write_bytes(b"\0\5\x16\7 of macOS")
+    assert read_volume(folder).array.shape[0] == 3
+
+
 def test_pixels_lie_where_simpleitk_puts_them(write_series):
     import SimpleITK
 

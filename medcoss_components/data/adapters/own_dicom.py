@@ -27,6 +27,7 @@ from medcoss_components.data.adapters.own_data import LeftFile
 from medcoss_components.data.identifiers import hash_identifier, identifier_salt
 from medcoss_components.data.linking import link_series
 from medcoss_components.data.modalities import Modality
+from medcoss_components.data.readers_common import naming_file
 from medcoss_components.data.readers_dicom import is_dicom
 from medcoss_components.data.workers import available_cores, run_jobs
 from medcoss_components.errors import InputError
@@ -175,10 +176,9 @@ def _read_portion(job: tuple[int, Sequence[Path]]) -> list[Header | str]:
 
 
 def _header_or_reason(path: Path) -> Header | str:
-    if not is_dicom(path):
-        return _NO_DICOM
     try:
-        return read_header(path)
+        with naming_file(path, show_detail=False):
+            return read_header(path) if is_dicom(path) else _NO_DICOM
     except InputError as error:
         return reason(error, path)
 

@@ -192,11 +192,12 @@ class _Tree:
         if path.name == CONTOURS:
             self.contours[path.parent.name.lower()].append(path)
             return
-        if not is_dicom(path):
-            self.others.append(path)
-            return
-        self.in_folder[path.parent] += 1
         try:
+            with naming_file(path, show_detail=False):
+                if not is_dicom(path):
+                    self.others.append(path)
+                    return
+            self.in_folder[path.parent] += 1
             header = read_header(path)
             if header.modality == "RTSTRUCT":
                 self._add_set(path)

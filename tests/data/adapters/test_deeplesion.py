@@ -121,6 +121,9 @@ class TestFind:
         (images / "000001_01_01" / "108.png").unlink()  # 103-107 is too short, 109-112 too
         (images / "000001_01_01" / "205.png").write_bytes(b"")
         (images / "000001_02_01" / "020.jpg").write_bytes(b"x")
+        (images / "000001_02_01" / "021.png").symlink_to("nowhere.png")
+        for name in ("._008.png", "Thumbs.db", ".DS_Store"):
+            (images / "000001_02_01" / name).write_bytes(b"x")
         (images / "000001_02_01" / "8.png").write_bytes((images / "000001_02_01" / "008.png").read_bytes())
         (images / "000002_01_01" / "008.png").write_bytes(b"no picture")
         lesion_slices(images / "000009_01_01", range(8, 18))
@@ -144,6 +147,8 @@ class TestFind:
         assert why["000001_01_01_109-112"] == "4 slices, the minimum is 5"
         assert why["000001_01_01_206-209"] == "4 slices, the minimum is 5"
         assert why["Images_png/000001_01_01/205.png"] == "the file is empty"
+        assert why["Images_png/000001_02_01/021.png"] == "a link that leads nowhere"
+        assert not [where for where in why if where.endswith((".db", "/._008.png", ".DS_Store"))]
         assert why["Images_png/000001_02_01/020.jpg"].startswith("no slice")
         assert why["Images_png/000001_02_01/8.png"] == "another file has this slice number"
         assert why["000002_01_01_008-017"].startswith("008.png: cannot be read")

@@ -133,3 +133,9 @@ def test_the_published_split_keeps_patients_apart(root, tmp_path):
     as_is = build_dataset_manifest("glas", root, tmp_path / "glas.json", split_by="as_published", workers=1)
     assert as_is.manifest.counts == {"training": 3, "validation": 0, "testing": 4}
     assert any("1 patients stand in several" in note for note in as_is.notes)
+
+
+def test_a_manifest_in_the_data_sets_folder(root):
+    first = build_dataset_manifest("glas", root, root / "glas.json", workers=1)
+    again = build_dataset_manifest("glas", root, root / "glas.json", workers=1)
+    assert again.left_out == first.left_out == () and again.manifest.hash == first.manifest.hash

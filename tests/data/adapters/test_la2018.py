@@ -252,3 +252,11 @@ def test_links_that_cannot_be_hard_are_symbolic(tmp_path, monkeypatch):
     link_files(tmp_path / "links", files=[tmp_path / "a.dcm"])
     link = tmp_path / "links" / "00000.dcm"
     assert link.is_symlink() and link.read_bytes() == b"a"
+
+
+def test_a_case_of_a_list_that_is_not_there(challenge, tmp_path):
+    (challenge / "train.list").write_text(f"{NAMES[0]}\n{NAMES[8]}\n")
+    first = build_dataset_manifest("la2018", challenge, challenge / "la.json", workers=1)
+    assert [entry.where for entry in first.left_out if "the list of training names it" in entry.reason] == [NAMES[8]]
+    again = build_dataset_manifest("la2018", challenge, challenge / "la.json", workers=1)
+    assert again.left_out == first.left_out  # the manifest lies in the data set's folder

@@ -120,7 +120,14 @@ class TestFind:
         (files / place(data.rows[2])).unlink()
         (files / place(data.rows[2])).symlink_to("nowhere.jpg")
         save(files / "p10" / "p10000032" / "s50414260" / "ffff.jpg", 1)
-        for name in ("index.html", "p10/index.html", "p10/p10000032/s50414260/index.html", ".hidden"):
+        for name in (
+            "Thumbs.db",
+            "p10/p10000032/desktop.ini",
+            "index.html",
+            "p10/index.html",
+            "p10/p10000032/s50414260/index.html",
+            ".hidden",
+        ):
             (files / name).write_text("x")
         for name in ("list.txt", "p10/list.txt", "p10/p10000032/list.txt"):
             (files / name).write_text("x")

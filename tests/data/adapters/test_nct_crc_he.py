@@ -139,3 +139,28 @@ def test_from_the_folders_to_a_store(root, tmp_path):
     for sample, item in zip(samples, built.manifest.testing, strict=True):
         colour = [200, 40, 20 * CLASSES.index(item.label)]
         assert (sample[:, :-8] == np.reshape(colour, (3, 1, 1))).all()  # red above blue
+
+
+def test_what_lies_beside_the_folders_is_listed(root):
+    write_nct(root / PLAIN, per_class=1, folders=(PLAIN,))  # nested as some archives unpack
+    for name in (
+        "NCT-CRC-HE-100K.zip",
+        "notes.txt",
+        "manifest.json",
+        "manifest.files/1.png",
+        "__MACOSX/a",
+        "Thumbs.db",
+    ):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (root / "new").mkdir()
+    (root / TRAINING).rename(root / "new" / TRAINING)
+    (root / "new").rename(root / TRAINING)
+    (root / TRAINING / "list.csv").write_bytes(b"x")
+    found, left = look(root)
+    assert len(found) == 36 and {entry.where: entry.reason for entry in left} == {
+        f"{TRAINING}/list.csv": "not part of what is read",
+        PLAIN: "tiles of another kind (--set training=... or testing=... takes them)",
+        "NCT-CRC-HE-100K.zip": "an archive; unpack it",
+        "notes.txt": "not part of what is read",
+    }

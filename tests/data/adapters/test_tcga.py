@@ -173,3 +173,9 @@ def test_from_tiles_and_slides_to_a_store(root, tmp_path):
             if item.image.name in ("disc.png", "again.png"):
                 height, width = extent(sample[2] < 150)
                 assert abs(height - width) <= 1 and abs(height - 41 * 224 / 60) <= 2
+
+
+def test_slides_that_are_linked_in(root, tmp_path):
+    (root / "TCGA-OV" / OTHER).rename(tmp_path / "elsewhere")
+    (root / "TCGA-OV" / OTHER).symlink_to(tmp_path / "elsewhere")
+    assert len(look(root, slides=False)[0]) == 9
