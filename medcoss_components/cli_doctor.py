@@ -59,9 +59,13 @@ def _examination(
     settings: list[str],
 ) -> Examination:
     from medcoss_components.cli_prepare import typed_settings
-    from medcoss_components.doctor.data import DataCase
-    from medcoss_components.doctor.run import Examination
+    from medcoss_components.doctor.run import DataCase, Examination
+    from medcoss_components.errors import InputError
 
+    if (settings or overlays) and not (manifests and bundle):
+        raise InputError("set, overlay: they change a bundle's training on a manifest. Give --manifest and --bundle.")
+    if dataset_dir and not manifests:
+        raise InputError(f"dataset_dir {dataset_dir}: paths of a manifest start from it. Give --manifest.")
     typed = tuple(typed_settings(settings).items())
     cases = tuple(
         DataCase(path, dataset_dir, bundle, store_dir, settings=typed, overlays=tuple(overlays)) for path in manifests

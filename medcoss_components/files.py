@@ -31,10 +31,15 @@ def _sync_folder(folder: Path) -> None:
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one behind it, says that the disk, the quota on it or the largest file size is reached."""
     while error is not None:
-        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in NO_ROOM):
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and _tells_no_room(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _tells_no_room(error: OSError) -> bool:
+    """By its number; NumPy tells an array that was cut short without one ("10 requested and 8 written")."""
+    return error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error))
 
 
 @contextmanager

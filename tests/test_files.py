@@ -95,6 +95,7 @@ class TestFullDisk:
     def test_is_recognised(self, number, tmp_path):
         assert is_disk_full(OSError(number, "no room")) and is_disk_full(DiskFullError("told"))
         assert not is_disk_full(OSError(errno.ENOENT, "gone")) and not is_disk_full(None)
+        assert is_disk_full(OSError("10 requested and 8 written")) and not is_disk_full(OSError("other"))
 
 
 class TestRemovePartial:

@@ -37,6 +37,7 @@ from medcoss_components.data.shards import (
     stored_dtype,
     write_shard,
 )
+from medcoss_components.data.store_sizes import size_text
 from medcoss_components.data.workers import available_cores, run_jobs
 from medcoss_components.errors import InputError
 from medcoss_components.files import is_disk_full, read_json, remove_partial, sha256_json, write_json
@@ -152,11 +153,13 @@ def require_room(store_dir: Path, name: str, needed: int) -> None:
 
 
 def no_room(store_dir: Path, name: str, needed: int) -> InputError:
-    """What to say when the disk is full, or will be."""
+    """What to say when the disk is full, or will be; ``needed`` is a lower bound while little is finished."""
     free = shutil.disk_usage(store_dir).free
+    more = f"about {size_text(needed)}" if needed > free else "more than that"
     return InputError(
-        f"store_dir {store_dir}: the disk is full, {name} needs about {needed} bytes more, {free} are free. "
-        "Free that much or choose another store_dir; finished parts are kept and nothing unfinished is used."
+        f"store_dir {store_dir}: the disk is full: {size_text(free)} are free, {name} needs {more}. Free some room or "
+        "choose another store_dir; finished parts are kept and nothing unfinished is used. `medcoss doctor` with the "
+        "manifest tells how much its stores take."
     )
 
 

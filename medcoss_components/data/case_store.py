@@ -224,7 +224,7 @@ def entry_for(
     if entry.name != manifest.modality.name:
         raise InputError(
             f"modality: manifest {manifest.name} holds {manifest.modality.name}, got {entry.name}. "
-            "Give the manifest's modality or leave the argument out."
+            f"Give a manifest of {entry.name}, or a bundle or modality of {manifest.modality.name}."
         )
     return entry
 

@@ -14,6 +14,7 @@ from medcoss_components.files import atomic_path
 
 INDEX = "README.md"
 _MARK = "<!-- Written by `medcoss manifest pages` from {}; change that. -->"
+_MARKED = _MARK.partition("{}")[0]
 _SPLITS = {
     "published": "the publisher's lists; a patient who stands in several of them stays in the last one (`published`)",
     "patients": "anew by patient, {} % training / validation / testing (`patients`)",
@@ -29,9 +30,13 @@ def write_pages(folder: str | Path, *, check: bool = False) -> list[Path]:
 
     Returns:
         files whose content differs (or differed). Pages of recipes that are gone are among them; they are removed.
+
+    Raises:
+        InputError: a Markdown file in the folder is no such page.
     """
     folder, recipes = Path(folder), shipped_datasets()
     pages = {f"{name}.md": dataset_page(recipe) for name, recipe in recipes.items()} | {INDEX: index_page(recipes)}
+    _require_own(folder)
     changed = []
     for name, text in pages.items():
         path = folder / name
@@ -46,8 +51,18 @@ def write_pages(folder: str | Path, *, check: bool = False) -> list[Path]:
     return changed + gone
 
 
+def _require_own(folder: Path) -> None:
+    """Refuse a folder that also holds other pages, since those would be overwritten or removed."""
+    for path in sorted(folder.glob("*.md")):
+        if _MARKED not in path.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(
+                f"{path}: was not written by `medcoss manifest pages`, which removes pages that no recipe has. Give a "
+                "folder of its own, or move that file away."
+            )
+
+
 def require_current_pages(folder: str | Path) -> None:
-    """Raise InputError when a page is not what the recipes say."""
+    """Raise InputError when a page is not what the recipes say, or none of them."""
     if changed := write_pages(folder, check=True):
         names = ", ".join(path.name for path in changed)
         raise InputError(f"{folder}: out of date: {names}. Run `medcoss manifest pages {folder}` and commit them.")

@@ -25,7 +25,7 @@ def locked(path: Path, *, what: str) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logger.info("%s is being prepared by another process; waiting for it.", what)
+            logger.warning("%s is being prepared by another process; waiting for it.", what)
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
         path.unlink(missing_ok=True)

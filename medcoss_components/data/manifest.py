@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from glob import escape
@@ -23,39 +23,26 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcoss_components.data.item_table import (
+    COLUMNS,
+    SPLITS,
+    Item,
+    ItemTable,
+    read_item_tables,
+    relative_path,
+    write_item_table,
+)
 from medcoss_components.data.masks import names_mask
 from medcoss_components.data.modalities import BUILT_IN, Modality, get_modality
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json, write_json
+from medcoss_components.files import read_json, write_json
 
 if TYPE_CHECKING:
     from medcoss_components.data.manifest_check import Problem
 
 SCHEMA_VERSION = 1
-SPLITS = ("training", "validation", "testing")
-ITEM_COLUMNS = ("split", "id", "image", "text", "label", "group")
 PARQUET_ABOVE = 5000
-_ROWS_AT_ONCE = 1 << 16
 _TEXT_KEYS = ("name", "version", "licence", "source", "attribution", "intensity_unit", "description")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One item of a data set.
-
-    Args:
-        id: unique in the manifest.
-        image: image file, volume file or DICOM folder; None for text.
-        text: the text itself; None for images.
-        label: class, list of classes or relative path of a mask; None when unlabelled.
-        group: salted hash of the patient (or of what else must not be split).
-    """
-
-    id: str
-    image: Path | None = None
-    text: str | None = None
-    label: Any = None
-    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +67,9 @@ class Manifest:
     licence: str
     source: str
     root: Path
-    training: tuple[Item, ...] = ()
-    validation: tuple[Item, ...] = ()
-    testing: tuple[Item, ...] = ()
+    training: Sequence[Item] = ()
+    validation: Sequence[Item] = ()
+    testing: Sequence[Item] = ()
     attribution: str = ""
     intensity_unit: str = ""
     description: str = ""
@@ -92,12 +79,24 @@ class Manifest:
         object.__setattr__(self, "modality", get_modality(self.modality))
         object.__setattr__(self, "root", Path(os.path.abspath(self.root)))
         for split in SPLITS:
-            items = tuple(self._complete(split, index, item) for index, item in enumerate(getattr(self, split)))
-            object.__setattr__(self, split, items)
+            object.__setattr__(self, split, self._completed(split, getattr(self, split)))
+
+    def _completed(self, split: str, items: Sequence[Item]) -> Sequence[Item]:
+        """Check all items of a split; of a table only those that look wrong are made."""
+        if not isinstance(items, ItemTable):
+            return tuple(self._complete(split, index, item) for index, item in enumerate(items))
+        for index in items.doubtful(*self._content_keys):
+            self._complete(split, index, items[index])
+        return items
+
+    @property
+    def _content_keys(self) -> tuple[str, str]:
+        """The field that holds an item's content, and the one that does not."""
+        return ("text", "image") if self.modality.dimension == 1 else ("image", "text")
 
     def _complete(self, split: str, index: int, item: Item) -> Item:
         """Check one item and join its path to the root."""
-        wanted, other = ("text", "image") if self.modality.dimension == 1 else ("image", "text")
+        wanted, other = self._content_keys
         where = f"manifest {self.name}: {split}[{index}]"
         for key in ("id", "group"):
             if not isinstance(value := getattr(item, key), str) or not value:
@@ -111,7 +110,7 @@ class Manifest:
             return item
         return Item(item.id, self.root / item.image, item.text, item.label, item.group)
 
-    def items(self, split: str = "training") -> tuple[Item, ...]:
+    def items(self, split: str = "training") -> Sequence[Item]:
         """Items of a split.
 
         Raises:
@@ -136,25 +135,23 @@ class Manifest:
         header = [self.name, self.version, self.modality.name, self.intensity_unit, self.preparation]
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for split in SPLITS:
-            for item in self.items(split):
-                digest.update(json.dumps([split, *_item_values(item, self, self.root).values()]).encode() + b"\n")
+            for row in _rows(self, split, self.root):
+                digest.update(json.dumps([split, *row]).encode() + b"\n")
         return digest.hexdigest()
 
 
-def _item_values(item: Item, manifest: Manifest, base: Path) -> dict[str, Any]:
-    """An item as JSON values with the paths of image and mask relative to ``base``, in POSIX form."""
-    image = None if item.image is None else _relative(str(item.image), str(base))
-    label = item.label
-    if base != manifest.root and item.image is not None and names_mask(label, manifest.modality.dimension):
-        label = _relative(str(manifest.root / label), str(base))
-    return {"id": item.id, "image": image, "text": item.text, "label": label, "group": item.group}
-
-
-def _relative(path: str, base: str) -> str:
-    prefix = base + os.sep
-    inside = path.startswith(prefix) and ".." not in path
-    relative = path[len(prefix) :] if inside else os.path.relpath(path, base)
-    return relative.replace(os.sep, "/")
+def _rows(manifest: Manifest, split: str, base: Path) -> Iterator[tuple[Any, ...]]:
+    """Items as JSON values (id, image, text, label, group), paths of images and masks relative to ``base``."""
+    items = manifest.items(split)
+    if isinstance(items, ItemTable) and base == manifest.root and (rows := items.rows(str(base))) is not None:
+        yield from rows
+        return
+    for item in items:
+        image = None if item.image is None else relative_path(str(item.image), str(base))
+        label = item.label
+        if base != manifest.root and item.image is not None and names_mask(label, manifest.modality.dimension):
+            label = relative_path(str(manifest.root / label), str(base))
+        yield item.id, image, item.text, label, item.group
 
 
 @cache
@@ -211,13 +208,13 @@ def _check_schema(content: Any, path: Path) -> None:
     )
 
 
-def _read_items(content: Mapping[str, Any], path: Path, root: str) -> dict[str, tuple[Item, ...]]:
+def _read_items(content: Mapping[str, Any], path: Path, root: str) -> dict[str, Any]:
     inline = {split: tuple(_make_item(entry) for entry in content[split]) for split in SPLITS}
     if "items_file" not in content:
         return inline
     if any(inline.values()):
         raise InputError(f"{path}: has items_file and inline items; keep items in one place.")
-    return _read_parquet(path.parent / content["items_file"], root)
+    return read_item_tables(path.parent / content["items_file"], root)
 
 
 def _make_item(entry: Mapping[str, Any]) -> Item:
@@ -229,42 +226,6 @@ def _make_item(entry: Mapping[str, Any]) -> Item:
         label=entry.get("label"),
         group=entry["group"],
     )
-
-
-def _read_parquet(path: Path, root: str) -> dict[str, tuple[Item, ...]]:
-    """Items of a Parquet file, read in pieces and column by column: of a million items that is most of the time."""
-    import pyarrow
-    import pyarrow.parquet
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, but the manifest's items_file names it. Keep both files together.")
-    items: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := [name for name in ("split", "id", "group") if name not in names]:
-                raise InputError(f"{path}: misses the columns {missing}; needed: {', '.join(ITEM_COLUMNS)}.")
-            present = [name for name in ITEM_COLUMNS if name in names]
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=present):
-                columns = {name: batch.column(name).to_pylist() for name in present}
-                _add_items(items, columns, batch.num_rows, path, root)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({error}). Restore or rebuild it.") from error
-    return {split: tuple(entries) for split, entries in items.items()}
-
-
-def _add_items(
-    items: dict[str, list[Item]], columns: Mapping[str, list[Any]], count: int, path: Path, root: str
-) -> None:
-    """Append ``count`` rows to the lists of their splits; joining strings is cheaper than joining paths."""
-    if unknown := sorted(set(columns["split"]) - set(items), key=str):
-        raise InputError(f"{path}: split must be one of {', '.join(SPLITS)}, got {unknown[0]!r}.")
-    nothing = [None] * count
-    for split, name, image, text, label, group in zip(
-        *(columns.get(key, nothing) for key in ITEM_COLUMNS), strict=True
-    ):
-        file = None if image is None else Path(os.path.join(root, image))
-        items[split].append(Item(name, file, text, label, group))
 
 
 def write_manifest(
@@ -294,12 +255,10 @@ def write_manifest(
     header["counts"] = manifest.counts
     lists: dict[str, list] = {split: [] for split in SPLITS}
     if sum(manifest.counts.values()) > parquet_above:
-        header["items_file"] = _write_parquet(manifest, path, base)
+        rows = (_entry(row, split=split) for split in SPLITS for row in _rows(manifest, split, base))
+        header["items_file"] = write_item_table(path, rows, name=manifest.name).name
     else:
-        lists = {
-            split: [_drop_none(_item_values(item, manifest, base)) for item in manifest.items(split)]
-            for split in SPLITS
-        }
+        lists = {split: [_drop_none(_entry(row)) for row in _rows(manifest, split, base)] for split in SPLITS}
     content = header | lists
     _check_schema(content, path)
     write_json(path, content)
@@ -316,31 +275,8 @@ def _drop_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _write_parquet(manifest: Manifest, path: Path, base: Path) -> str:
-    """Write the items under a name made from their hash, so that an interrupted rewrite never mixes old and new."""
-    import pyarrow
-    import pyarrow.parquet
-
-    digest, values = hashlib.sha256(), {name: list[Any]() for name in ITEM_COLUMNS}
-    for split in SPLITS:
-        for item in manifest.items(split):
-            row = {"split": split, **_item_values(item, manifest, base)}
-            digest.update(json.dumps(row).encode())
-            for name, column in values.items():
-                column.append(row[name])
-    columns: dict[str, Any] = {name: pyarrow.array(values[name], pyarrow.string()) for name in _plain()}
-    try:
-        columns["label"] = pyarrow.array(values["label"])
-    except pyarrow.ArrowException as error:
-        raise InputError(f"manifest {manifest.name}: labels must be all of one kind ({error}).") from error
-    name = f"{path.stem}.items-{digest.hexdigest()[:12]}.parquet"
-    with atomic_path(path.with_name(name)) as partial:
-        pyarrow.parquet.write_table(pyarrow.table(columns), partial, compression="zstd")
-    return name
-
-
-def _plain() -> Iterable[str]:
-    return (name for name in ITEM_COLUMNS if name != "label")
+def _entry(row: Iterable[Any], **more: Any) -> dict[str, Any]:
+    return {**more, **dict(zip(COLUMNS, row, strict=True))}
 
 
 def _remove_older_lists(path: Path, kept: str | None) -> None:

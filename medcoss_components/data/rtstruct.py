@@ -50,12 +50,12 @@ class StructureSet:
     instance: str = field(default="", repr=False)
 
     def structure(self, name: str) -> Structure:
-        """The structure of that name.
+        """The drawn structure of that name.
 
         Raises:
             InputError: none or several have it.
         """
-        found = [structure for structure in self.structures if structure.name == name]
+        found = [structure for structure in self.structures if structure.name == name and structure.contours]
         if len(found) != 1:
             raise InputError(f"structure: {len(found)} structures of the set have the name asked for, expected 1.")
         return found[0]

@@ -7,7 +7,7 @@ Shards are ``.npy`` files of at most 1 GiB that are memory-mapped for reading.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,13 +57,13 @@ class PartJob:
         return self.folder / f"part-{self.number:06d}.json"
 
 
-def split_into_jobs(items: tuple[Item, ...], **common: Any) -> list[PartJob]:
+def split_into_jobs(items: Sequence[Item], **common: Any) -> list[PartJob]:
     """Cut a split into parts; the cut depends on the number of items alone, so every run cuts alike."""
     step = max(1, min(PART_ITEMS[common["modality"].dimension], -(-len(items) // PARTS_AT_LEAST)))
     if common["modality"].dimension == 1:
         step = PART_ITEMS[1]
     starts = range(0, len(items), step)
-    return [PartJob(number=n, items=items[start : start + step], **common) for n, start in enumerate(starts)]
+    return [PartJob(number=n, items=tuple(items[start : start + step]), **common) for n, start in enumerate(starts)]
 
 
 def stored_dtype(modality: Modality, vocabulary: Vocabulary | None) -> np.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ class StoreEstimate:
         items: of the split.
         tried: items that were prepared for this; 0 for texts, whose size follows from their number.
         bad: of those, items that could not be prepared.
+        reason: why the first of them could not.
     """
 
     bytes: int
     items: int
     tried: int = 0
     bad: int = 0
+    reason: str = ""
 
 
 def estimate_samples(
@@ -66,11 +68,11 @@ def estimate_cases(
     """Bytes of a store of cases (:func:`~medcoss_components.data.case_store.prepare_cases`); arguments as above."""
     from medcoss_components.data.case_building import foreground_positions
     from medcoss_components.data.cases import prepare_case
-    from medcoss_components.data.masks import read_labelled
+    from medcoss_components.data.masks import names_mask, read_labelled
 
     def size(item: Item) -> int:
-        if item.image is None or not isinstance(item.label, str):
-            raise InputError(f"{item.id}: no image or no mask")
+        if item.image is None or not names_mask(item.label, modality.dimension):
+            raise InputError("the item's label is no path of a mask file")
         array, spacing, mask = read_labelled(item.image, manifest.root / item.label, modality=modality)
         case = prepare_case(array, spacing, mask=mask, modality=modality, settings=settings)
         arrays = [case.image] if case.mask is None else [case.image, case.mask, foreground_positions(case.mask, seed=0)]
@@ -79,19 +81,19 @@ def estimate_cases(
     return _from_a_few(manifest.items(split), size, tried)
 
 
-def _from_a_few(items: tuple[Item, ...], size: Any, tried: int) -> StoreEstimate:
+def _from_a_few(items: Sequence[Item], size: Any, tried: int) -> StoreEstimate:
     """The mean size of a few items, spread evenly, times their number; unreadable items count as others."""
     count = min(tried, len(items))
-    sizes, bad = [], 0
+    sizes, reasons = [], []
     for item in (items[len(items) * number // count] for number in range(count)):
         try:
             sizes.append(size(item))
         except Exception as error:  # any reader can fail on a damaged file; the preparation will list it
             if isinstance(error, MemoryError):
                 raise
-            bad += 1
+            reasons.append(str(error).rstrip(".") if isinstance(error, InputError) else type(error).__name__)
     mean = sum(sizes) / len(sizes) if sizes else 0.0
-    return StoreEstimate(round(mean * len(items)), len(items), len(sizes) + bad, bad)
+    return StoreEstimate(round(mean * len(items)), len(items), count, len(reasons), reasons[0] if reasons else "")
 
 
 def folder_bytes(folder: Path) -> int:

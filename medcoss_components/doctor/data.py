@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from medcoss_components.data.case_building import CasePlan
 from medcoss_components.data.manifest import SPLITS, Manifest, check_manifest, read_manifest
@@ -14,31 +12,11 @@ from medcoss_components.data.shards import SHARD_BYTES
 from medcoss_components.data.store_sizes import StoreEstimate, size_text
 from medcoss_components.doctor.findings import ERROR, OK, WARNING, Finding
 from medcoss_components.doctor.places import check_folder, existing_parent
+from medcoss_components.doctor.run import DataCase
 from medcoss_components.errors import InputError
 from medcoss_components.zoo.bundle_needs import StoreNeed, bundle_needs, manifest_needs
 
 SHOWN = 8  # remarks on a manifest that are shown; `medcoss manifest check` lists all
-
-
-@dataclass(frozen=True)
-class DataCase:
-    """A manifest under examination.
-
-    Args:
-        path: the JSON file.
-        dataset_dir: folder that its paths start from; None: its own.
-        bundle: folder of the bundle that will train on it; None: none.
-        store_dir: folder of all stores; None: the bundle's own.
-        settings: keys of the bundle's training config.
-        overlays: configs merged over train.json.
-    """
-
-    path: Path
-    dataset_dir: Path | None = None
-    bundle: Path | None = None
-    store_dir: Path | None = None
-    settings: tuple[tuple[str, Any], ...] = ()
-    overlays: tuple[str, ...] = ()
 
 
 def check_data(case: DataCase, rooms: dict[Path, int]) -> Iterator[Finding]:
@@ -71,8 +49,9 @@ def _problems(manifest: Manifest) -> Iterator[Finding]:
         status = ERROR if any(found.severity == "error" for found in rest) else WARNING
         yield Finding(status, "more remarks", f"{len(rest)} more", "`medcoss manifest check` lists all")
     if not problems:
-        advice = "`medcoss manifest check` opens every file too"
-        fine = "no text is empty" if manifest.modality.dimension == 1 else "all files are there, none twice"
+        texts = manifest.modality.dimension == 1
+        advice = "" if texts else "`medcoss manifest check` opens every file too"
+        fine = "no text is empty" if texts else "all files are there, none twice"
         yield Finding(OK, "items", f"{fine}, no group in two splits", advice)
 
 
@@ -119,9 +98,9 @@ def _store(need: StoreNeed, estimate: StoreEstimate | None) -> Finding:
     value = f"{estimate.items} items, about {size_text(estimate.bytes)} to prepare"
     if not estimate.bad:
         return Finding(OK, name, value)
-    value = f"{value}; {estimate.bad} of {estimate.tried} items that were tried cannot be prepared"
+    value = f"{value}; {estimate.bad} of {estimate.tried} items that were tried cannot be prepared: {estimate.reason}"
     status = ERROR if estimate.bad == estimate.tried else WARNING
-    return Finding(status, name, value, "`medcoss manifest check` says what is wrong with them")
+    return Finding(status, name, value, "repair or leave out such items; `medcoss manifest check` opens every file")
 
 
 def _joining(need: StoreNeed, estimate: StoreEstimate | None) -> int:

@@ -7,6 +7,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 
@@ -43,7 +44,8 @@ def _tried(name: str, check: Callable[[Path], str], folder: Path) -> Finding:
     try:
         remark = check(folder)
     except Exception as error:  # a codec that is missing or broken raises what it likes; the file holds no secrets
-        detail = str(error).splitlines()[0] if isinstance(error, InputError) else type(error).__name__
+        cause = error.__cause__ or error  # ours speaks of a file to restore, which this one is not
+        detail = shorten(str(cause) if isinstance(cause, InputError) else f"{type(cause).__name__}: {cause}", 200)
         return Finding(ERROR, name, f"cannot be read ({detail})", "reinstall medcoss-components with its requirements")
     return Finding(OK, name, remark, fold="readers")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,8 @@ from typing import Any
 from medcoss_components.errors import InputError
 
 OK, WARNING, ERROR = "ok", "warning", "error"
-WIDTH = 118
+WIDTH = 118  # characters of a line, at most; fewer in a narrower terminal
+NARROWEST = 50
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _caught(check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except Exception as error:  # a broken installation can fail with anything; that is what the doctor is for
-        name = getattr(check, "__name__", "check").strip("_").replace("_", " ")
+        name = getattr(getattr(check, "func", check), "__name__", "check").strip("_").replace("_", " ")
         # other errors than ours may quote what a file holds
         detail = str(error) if isinstance(error, InputError) else f"failed with {type(error).__name__}"
         yield Finding(ERROR, name, detail, "MEDCOSS_DEBUG=1 and the command at fault show the traceback")
@@ -85,9 +87,10 @@ def describe_section(section: Section) -> list[str]:
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
-    """Lines of at most :data:`WIDTH` characters; paths and commands stay whole, so that they can be copied."""
+    """Lines that fit the terminal; paths and commands stay whole, so that they can be copied."""
+    width = min(WIDTH, max(NARROWEST, shutil.get_terminal_size((WIDTH, 24)).columns))
     return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from importlib import import_module, metadata
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from medcoss_components._version import __version__
@@ -84,16 +85,21 @@ def check_extras() -> Iterator[Finding]:
         try:
             import_module(module)
         except Exception as error:  # a package without its shared library raises what it likes
-            advice = f"reinstall it (pip install --force-reinstall {name}); only {purpose} needs it"
+            advice = f"reinstall it (pip install --force-reinstall {name}); needed only for {purpose}"
             yield Finding(WARNING, name, f"{version}, cannot be imported ({type(error).__name__})", advice)
         else:
             yield Finding(OK, name, version, fold="optional")
 
 
 def check_torch() -> Iterator[Finding]:
-    """The build of torch."""
-    import torch
-
+    """The build of torch; a wrong one for this system does not even load."""
+    try:
+        import torch
+    except Exception as error:  # a missing shared library raises OSError or ImportError
+        reason = shorten(f"{type(error).__name__}: {error}", 160)
+        advice = "install the build of torch for this system; the other checks that need torch fail with it"
+        yield Finding(ERROR, "torch", f"cannot be imported ({reason})", advice)
+        return
     cuda = torch.version.cuda or getattr(torch.version, "hip", None)
     build = f"built for CUDA {cuda}" if torch.version.cuda else f"built for ROCm {cuda}" if cuda else "CPU build"
     yield Finding(OK, "torch", f"{torch.__version__}, {build}")

@@ -41,7 +41,8 @@ def check_tracking() -> Iterator[Finding]:
                 run.log_metrics({"loss": 1.0}, step=1)
         except Exception as error:  # mlflow and its database layer raise many kinds
             advice = "train with --mlflow False, or reinstall mlflow"
-            yield Finding(ERROR, "MLflow", f"no database could be made ({type(error).__name__})", advice)
+            reason = str(error) if isinstance(error, InputError) else type(error).__name__
+            yield Finding(ERROR, "MLflow", f"no database could be made ({reason})", advice)
         else:
             yield Finding(OK, "MLflow", "a database could be made and written")
     if server := os.environ.get("MLFLOW_TRACKING_URI"):
@@ -56,11 +57,14 @@ def check_folder(folder: Path, what: str, needed: float = 0.0) -> Iterator[Findi
         what: its name for the user, such as "store folder".
         needed: bytes that should be free.
     """
-    place = existing_parent(folder)
-    free = shutil.disk_usage(place).free
     try:
+        place = existing_parent(folder)
+        free = shutil.disk_usage(place).free
         with tempfile.TemporaryFile(dir=place):
             pass
+    except InputError as error:
+        yield Finding(ERROR, what, str(error), "choose another folder")
+        return
     except OSError as error:
         advice = f"choose a folder that you may write to ({error.strerror})"
         yield Finding(ERROR, what, f"{folder}: cannot be written", advice)

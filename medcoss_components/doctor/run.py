@@ -6,12 +6,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from medcoss_components.doctor.findings import Finding, Section, gathered
 
-if TYPE_CHECKING:
-    from medcoss_components.doctor.data import DataCase
+
+@dataclass(frozen=True)
+class DataCase:
+    """A manifest under examination.
+
+    Args:
+        path: the JSON file.
+        dataset_dir: folder that its paths start from; None: its own.
+        bundle: folder of the bundle that will train on it; None: none.
+        store_dir: folder of all stores; None: the bundle's own.
+        settings: keys of the bundle's training config.
+        overlays: configs merged over train.json.
+    """
+
+    path: Path
+    dataset_dir: Path | None = None
+    bundle: Path | None = None
+    store_dir: Path | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+    overlays: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,22 @@ def _workflow(files: Sequence[Path], overrides: Mapping[str, Any]) -> Any:
 
     from medcoss_components.zoo.verify_subject import quiet
 
-    with quiet():  # MONAI says that there is no logging file
+    with quiet(), _settable():  # MONAI says that there is no logging file
         return ConfigWorkflow(
             config_file=[str(file) for file in files], workflow_type="train", logging_file=False, **overrides
         )
+
+
+@contextmanager
+def _settable() -> Iterator[None]:
+    """MONAI fails with what it stumbles over when a nested key names something that the config has not."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise InputError(
+            f"set: a nested key does not fit the training config ({type(error).__name__}: {error}). A setting that is "
+            "null there has no keys: give the whole of it, such as --set preparation=\"{'spacing': [2, 1, 1]}\"."
+        ) from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from medcoss_components.data.adapters.dataset_recipe import (
 )
 from medcoss_components.data.adapters.findings import DatasetSource, Found, LeftOut
 from medcoss_components.data.dataset_building import build_dataset_manifest
+from medcoss_components.data.dataset_building import _is_like as is_like
 from medcoss_components.data.manifest import SPLITS, read_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.writers import write_picture
@@ -153,6 +154,7 @@ def test_copies_are_dropped_and_masks_are_relative(tiny, tmp_path, monkeypatch):
     [
         ({"split_by": "sites"}, "split_by: must be one of published, patients, as_published, got 'sites'"),
         ({"settings": {"even": 1}}, "has no 'even'; known: odd"),
+        ({"settings": {"odd": "no"}}, "settings: odd must be of the kind of its default True, got 'no'"),
     ],
 )
 def test_wrong_arguments(tiny, tmp_path, change, words):
@@ -213,3 +215,18 @@ def test_locate_looks_two_levels_deep(tmp_path):
         locate(tmp_path, "train")
     with pytest.raises(InputError, match="no such folder"):
         locate(tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize(
+    ("default", "fitting", "others"),
+    [
+        (3, [0, 4], ["3", 2.5, True, None]),
+        (0.5, [1, 0.25, None], ["x", True, [1]]),
+        ("a", ["b", None], [1, ["a"], False]),
+        (["a"], [["b", "c"], "b", ()], [1, None, {"a": 1}]),
+        (True, [False], ["no", 0, None]),
+        (None, [1, "a", ["a"], None], []),
+    ],
+)
+def test_settings_are_of_the_kind_of_their_defaults(default, fitting, others):
+    assert [value for value in (*fitting, *others) if is_like(value, default)] == fitting

@@ -23,12 +23,21 @@ def test_pages_are_written_checked_and_removed(tmp_path):
     assert {path.name for path in written} == {f"{name}.md" for name in RECIPES} | {"README.md"}
     assert write_pages(tmp_path) == []
     require_current_pages(tmp_path)
-    (tmp_path / "lits.md").write_text("changed")
-    (tmp_path / "gone.md").write_text("a recipe that was")
+    page = (tmp_path / "lits.md").read_text(encoding="utf-8")
+    (tmp_path / "lits.md").write_text(f"{page}changed", encoding="utf-8")
+    (tmp_path / "gone.md").write_text(page, encoding="utf-8")
     with pytest.raises(InputError, match=r"out of date: lits.md, gone.md. Run `medcoss manifest pages"):
         require_current_pages(tmp_path)
     assert [path.name for path in write_pages(tmp_path)] == ["lits.md", "gone.md"]
     assert not (tmp_path / "gone.md").exists()
+
+
+@pytest.mark.parametrize("name", ["README.md", "guide.md"])
+def test_pages_of_others_are_never_removed(tmp_path, name):
+    (tmp_path / name).write_text("written by hand")
+    with pytest.raises(InputError, match=rf"{name}: was not written by `medcoss manifest pages`"):
+        write_pages(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "written by hand"
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -12,7 +12,7 @@ def test_the_second_waits_and_says_so(tmp_path, caplog):
         with locked(path, what="the store"):
             order.append("second")
 
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):
         with locked(path, what="the store"):
             waiting = threading.Thread(target=second)
             waiting.start()

@@ -144,7 +144,10 @@ def test_contours_around_no_centre_are_refused():
 
 
 def test_names_of_structures_are_unique():
-    twice = StructureSet(("1.2",), (Structure("TV", ()), Structure("TV", ()), Structure("other", ())))
+    line = (square(1, 5),)
+    drawn, empty = Structure("TV", line), Structure("TV", ())
+    assert StructureSet(("1.2",), (empty, drawn)).structure("TV") is drawn
+    twice = StructureSet(("1.2",), (drawn, Structure("TV", line), Structure("other", line)))
     assert twice.structure("other").name == "other"
     with pytest.raises(InputError, match="2 structures of the set"):
         twice.structure("TV")

@@ -10,6 +10,7 @@ from medcoss_components.data.synthetic import synthetic_manifest
 from medcoss_components.doctor import decoding, installation, places
 from medcoss_components.doctor.findings import ERROR, OK, Finding
 from medcoss_components.doctor.run import Examination, examine
+from medcoss_components.errors import InputError
 
 LIVER = Path(__file__).parents[2] / "bundles" / "liver_tumor_ct_segmentation"
 
@@ -47,6 +48,11 @@ class TestCommand:
     def test_an_error_is_status_1(self, call, tmp_path):
         done = call("--manifest", tmp_path / "gone.json")
         assert done.exit_code == 1 and "1 error: not ready" in done.stdout and "gone.json: no such file" in done.stdout
+
+    @pytest.mark.parametrize("arguments", [("--set", "seed=1"), ("--overlay", "demo"), ("--dataset-dir", "d")])
+    def test_options_that_would_change_nothing(self, call, arguments):
+        done = call(*arguments, "--bundle", LIVER)
+        assert isinstance(done.exception, InputError) and "Give --manifest" in str(done.exception)
 
     def test_json(self, call, tmp_path):
         done = call("--json", "--bundle", tmp_path)

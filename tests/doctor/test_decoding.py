@@ -42,10 +42,13 @@ class TestReaders:
 
     def test_a_missing_codec(self, tmp_path, monkeypatch):
         def fail(folder):
-            raise RuntimeError("SECRET")
+            try:
+                raise RuntimeError("no plug-in")
+            except RuntimeError as error:
+                raise InputError("image.dcm: Restore the file.") from error
 
         found = decoding._tried("DICOM RLE", fail, tmp_path)
-        assert (found.status, found.value) == (ERROR, "cannot be read (RuntimeError)")
+        assert (found.status, found.value) == (ERROR, "cannot be read (RuntimeError: no plug-in)")
 
     def test_damaged_values_are_seen(self, tmp_path, monkeypatch):
         monkeypatch.setattr(decoding, "_read", lambda path: COMPRESSIBLE + 1)

@@ -87,6 +87,11 @@ class TestManifest:
         assert found["store folder"].value.startswith(f"{copied / 'store'} (will be made): ")
         assert found["bundle"].value == "liver takes this manifest"
 
+    def test_classes_where_masks_are_needed(self, tmp_path):
+        path = synthetic_manifest(tmp_path / "data", "ct", count=2, shape=(12, 20, 20))
+        found = found_by_name(liver_case(path, tmp_path))["store of training"]
+        assert found.status == ERROR and found.value.endswith("the item's label is no path of a mask file")
+
     def test_defects(self, tmp_path):
         path = synthetic_manifest(tmp_path / "data", "xray", count=4, defects=("missing_file", "group_across_splits"))
         found = found_by_name(DataCase(path, store_dir=tmp_path))

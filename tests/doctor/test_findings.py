@@ -1,3 +1,5 @@
+from functools import partial
+
 from medcoss_components.doctor.findings import (
     ERROR,
     OK,
@@ -26,6 +28,8 @@ class TestGathered:
             raise InputError("path: rule")
             yield
 
+        named = gathered("title", (partial(_check_two),)).findings
+        assert [entry.what for entry in named] == ["check two"]
         found = gathered("title", (_check_one, _check_two, lambda: [Finding(OK, "three", "3")])).findings
         assert [(entry.status, entry.what, entry.value) for entry in found] == [
             (OK, "one", "1"),
@@ -67,6 +71,11 @@ class TestShown:
         lines = describe_section(Section("Head", (Finding(OK, "a", f"{'word ' * 30}{path}"),)))
         assert len(lines) == 4 and lines[-1].strip() == path
         assert max(len(line) for line in lines[:-1]) <= 118
+
+    def test_a_narrow_terminal(self, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "60")
+        lines = describe_section(Section("Head", (Finding(OK, "a", "word " * 40, "advice " * 20),)))
+        assert 50 < max(map(len, lines)) <= 60
 
     def test_an_empty_section_and_value(self):
         assert describe_section(Section("Head", ())) == ["Head"]

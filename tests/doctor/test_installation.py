@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 from importlib import metadata
 
@@ -85,5 +87,14 @@ class TestTorch:
 
     def test_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "torch", None)
-        with pytest.raises(ImportError):
-            list(installation.check_torch())
+        (found,) = installation.check_torch()
+        assert found.status == ERROR and found.value.startswith("cannot be imported (ModuleNotFoundError: ")
+
+    def test_broken_torch_ends_no_doctor(self, tmp_path):
+        (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open')")
+        code = "from medcoss_components.cli import main; main()"
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-c", code, "doctor", "--manifest", "gone.json"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 1 and "cannot be imported (OSError: libcudart.so.12: cannot open)" in done.stdout
+        assert "Privacy, tracking and folders" in done.stdout and "not ready: see the errors" in done.stdout

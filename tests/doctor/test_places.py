@@ -63,6 +63,16 @@ class TestTracking:
         found = only(places.check_tracking())
         assert (found.status, found.value) == (ERROR, "no database could be made (ImportError)")
 
+    def test_what_ours_says_is_shown(self, monkeypatch):
+        from medcoss_components.tracking import runs
+
+        def fail(*_, **__):
+            raise InputError("mlflow is not installed")
+
+        monkeypatch.setattr(runs, "open_tracking", fail)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        assert "mlflow is not installed" in only(places.check_tracking()).value
+
 
 class TestFolders:
     def test_written_to_and_left_as_it_was(self, tmp_path):
@@ -86,5 +96,5 @@ class TestFolders:
 
     def test_a_file_in_its_place(self, tmp_path):
         (tmp_path / "file").write_text("")
-        with pytest.raises(InputError, match="file is a file"):
-            list(places.check_folder(tmp_path / "file" / "stores", "store folder"))
+        found = only(places.check_folder(tmp_path / "file" / "stores", "store folder"))
+        assert (found.status, found.what) == (ERROR, "store folder") and "file is a file" in found.value

@@ -137,6 +137,7 @@ class TestErrors:
             (LIVER, {"regions": {"spleen": [7]}}, "no mask has a voxel of spleen"),
             (BUNDLES / "gone", {}, "train.json: no such config; .* has none"),
             (LIVER, {"preparation": {"spacings": [1, 1, 1]}}, "'spacings' is no setting"),
+            (CHEST, {"preparation#size": [9, 9]}, r"nested key .*give the whole of it"),
         ],
     )
     def test_in_one_line(self, volumes, tmp_path, bundle, settings, message):

@@ -82,7 +82,14 @@ def find(source: DatasetSource) -> Findings:
     images, more = _images(source, volumes, rows)
     chosen, repeats = choose(images, settings)
     found = [
-        Found(name=_bare(image.relative), path=image.path, patient=image.subject, size=image.size, files=(image.path,))
+        Found(
+            name=_bare(image.relative),
+            keys={"file": image.relative},
+            path=image.path,
+            patient=image.subject,
+            size=image.size,
+            files=(image.path,),
+        )
         for image in chosen
     ]
     others = _others(files, set(volumes) | {table} if table else set(volumes), source.root)
@@ -112,7 +119,7 @@ def _others(files: Sequence[Path], used: set[Path], root: Path) -> list[LeftOut]
 def _table(source: DatasetSource, files: Sequence[Path]) -> Path | None:
     """The search table: the one that is set, else the only one with its columns."""
     if source.settings["table"] is not None:
-        return require_file(source.root / source.settings["table"])
+        return require_file(source.root / str(source.settings["table"]))
     tables = [file for file in files if file.suffix.lower() == ".csv" and set(COLUMNS) <= set(_header(file))]
     if len(tables) > 1:
         raise InputError(f"{source.root}: {len(tables)} search tables lie in it. Say which one with --set table=PATH.")

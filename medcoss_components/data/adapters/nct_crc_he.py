@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from medcoss_components.data.adapters.beside import is_beside, odd_files
 from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, is_hidden
@@ -23,7 +24,7 @@ def find(source: DatasetSource) -> Findings:
         InputError: another layout: a folder is missing or has no folder of a class.
     """
     folders = {split: source.settings[split] for split in SPLITS if source.settings.get(split)}
-    if not folders or len({*folders.values()}) < len(folders):
+    if not folders or len({*map(str, folders.values())}) < len(folders) or not _are_texts(folders.values()):
         raise InputError(f"training, testing: each must name a folder of its own, got {folders}.")
     base = source.locate(*folders.values())
     found, left = list[Found](), list[LeftOut]()
@@ -41,6 +42,10 @@ def find(source: DatasetSource) -> Findings:
             left += _others(source, base, base / name, {name})
     found, more = with_sizes(found)
     return found, left + _others(source, base, base, set(folders.values())) + more
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _others(source: DatasetSource, base: Path, folder: Path, used: set[str]) -> list[LeftOut]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.beside import odd_files
+from medcoss_components.data.adapters.checked_settings import text_list
 from medcoss_components.data.adapters.converting import FileJob, made_name, make_files
 from medcoss_components.data.adapters.findings import (
     DatasetSource,
@@ -76,20 +77,20 @@ class _Rules:
             )
         return cls(
             tiling=Tiling(**given),
-            cohorts=_names(own["cohorts"]),
-            slide_types=tuple(name.upper() for name in _names(own["slide_types"])),
+            cohorts=_names("cohorts", own["cohorts"]),
+            slide_types=tuple(name.upper() for name in _names("slide_types", own["slide_types"])),
             unknown_patients=own["unknown_patients"],
             slides=bool(own["slides"]),
         )
 
 
-def _names(value: Any) -> tuple[str, ...]:
+def _names(setting: str, value: Any) -> tuple[str, ...]:
     """Names of a list; a single one needs no list.
 
-    >>> _names("TCGA-OV"), _names(["a", "b"]), _names(None)
+    >>> _names("cohorts", "TCGA-OV"), _names("cohorts", ["a", "b"]), _names("cohorts", None)
     (('TCGA-OV',), ('a', 'b'), ())
     """
-    return (value,) if isinstance(value, str) else tuple(str(name) for name in value or ())
+    return () if value is None else tuple(text_list({setting: value}, setting))
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,13 @@ def _tiles(folder: Path, place: str, names: Sequence[str], rules: _Rules) -> Fin
     over = len(names) - len(kept)
     left = [LeftOut(where, f"{over} tiles above the {at_most} of a slide (at_most)")] if over else []
     return [
-        Found(name=bare_name(_join(place, name)), path=folder / name, patient=patient, files=(folder / name,))
+        Found(
+            name=bare_name(_join(place, name)),
+            keys={"file": _join(place, name)},
+            path=folder / name,
+            patient=patient,
+            files=(folder / name,),
+        )
         for name in kept
     ], left
 

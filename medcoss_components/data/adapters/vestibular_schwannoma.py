@@ -210,8 +210,9 @@ class _Tree:
 
     def _add_set(self, path: Path) -> None:
         structures = read_structure_set(path)
-        for series in set(structures.series):
-            self.sets[series].setdefault(structures.instance, (path, structures))
+        for series in set(structures.series) or {""}:
+            if self.sets[series].setdefault(structures.instance, (path, structures))[0] != path:
+                self.leave(path, "a copy of another structure set")
 
     def _add_image(self, header: Header) -> None:
         members = self.series[header.patient, header.series]
@@ -334,6 +335,7 @@ def _find_dicom(source: DatasetSource, files: Sequence[Path]) -> Findings:
             f"{source.root}: holds neither MR series in DICOM nor vs_gk_<sequence>_ref<SEQUENCE>.nii.gz of the set "
             "sequence. The layout that is expected stands on the data set's page in docs/data."
         )
+    _leave_sets(tree)
     jobs = [_jobs(source, case) for case in cases]
     failed = make_files([job for pair in jobs for job in pair if job], workers=source.workers, description="make masks")
     found = []
@@ -344,6 +346,13 @@ def _find_dicom(source: DatasetSource, files: Sequence[Path]) -> Findings:
         else:
             found.append(_found(source, case, mask.target, folder.target if folder else case.files[0].parent))
     return found, [*tree.left, *odd_files(tree.others, source.root, "no DICOM file")]
+
+
+def _leave_sets(tree: _Tree) -> None:
+    """List the structure sets of series that are not there, as after a download in part."""
+    for name in sorted(set(tree.sets) - {series for _, series in tree.series}):
+        for path, _ in tree.sets[name].values():
+            tree.leave(path, "a structure set of a series that is not there")
 
 
 def _leave_series(tree: _Tree, headers: Sequence[Header], why: str) -> None:

@@ -98,6 +98,15 @@ class TestFind:
         with pytest.raises(InputError, match="Test Set: holds no folder Ground-truths. Unpack"):
             look(data)
 
+    def test_a_second_mask_of_an_image(self, data):
+        folder = data / "Test Set" / "Ground-truths"
+        (folder / "mask_covid_3.PNG").write_bytes((folder / "mask_covid_3.png").read_bytes())
+        found, left = look(data)
+        assert len(found) == 8
+        assert [(entry.where, entry.reason) for entry in left] == [
+            ("Test Set/Ground-truths/mask_covid_3.png", "mask_covid_3.PNG is a mask of this image too")
+        ]
+
 
 class TestWholeWay:
     def test_subjects_stay_in_one_split(self, data, tmp_path):
@@ -134,12 +143,3 @@ class TestWholeWay:
         quarter[:8, :8] = 255
         assert len(store) == 5 and np.array_equal(case.mask, quarter)
         assert case.image[0][quarter > 0].min() > case.image[0][quarter == 0].max()
-
-    def test_a_second_mask_of_an_image(self, data):
-        folder = data / "Test Set" / "Ground-truths"
-        (folder / "mask_covid_3.PNG").write_bytes((folder / "mask_covid_3.png").read_bytes())
-        found, left = look(data)
-        assert len(found) == 8
-        assert [(entry.where, entry.reason) for entry in left] == [
-            ("Test Set/Ground-truths/mask_covid_3.png", "mask_covid_3.PNG is a mask of this image too")
-        ]

@@ -175,6 +175,19 @@ def test_from_tiles_and_slides_to_a_store(root, tmp_path):
                 assert abs(height - width) <= 1 and abs(height - 41 * 224 / 60) <= 2
 
 
+def test_tiles_that_differ_in_their_suffix_alone_are_two_items(root):
+    save(root / "TCGA-OV" / OTHER / "tile_0.jpg", tile(RED, size=(32, 48), number=77))
+    built = build_dataset_manifest("tcga", root, root / "m.json", settings={"slides": False}, workers=1)
+    ids = [item.id for split in SPLITS for item in built.manifest.items(split)]
+    assert len(ids) == len(set(ids)) == 10
+
+
+@pytest.mark.parametrize("settings", [{"cohorts": 5}, {"slide_types": {"DX": 1}}])
+def test_names_are_a_list_of_texts(root, settings):
+    with pytest.raises(InputError, match="must be a list of texts"):
+        look(root, **settings)
+
+
 def test_slides_that_are_linked_in(root, tmp_path):
     (root / "TCGA-OV" / OTHER).rename(tmp_path / "elsewhere")
     (root / "TCGA-OV" / OTHER).symlink_to(tmp_path / "elsewhere")

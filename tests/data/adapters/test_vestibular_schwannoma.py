@@ -277,6 +277,10 @@ def damaged(archive):
     archive.structures(12, tumor)
     cut = archive.study(12) / "1-ROIs-t1" / "1-1.dcm"
     cut.write_bytes(cut.read_bytes()[:-300])
+    archive.structures(13, tumor)
+    archive.structures(8, {}, name="copy.dcm")
+    (archive.study(8) / "1-ROIs-t1" / "copy.dcm").write_bytes((archive.study(8) / "1-ROIs-t1" / "1-1.dcm").read_bytes())
+    (folder / "._1-03.dcm").write_bytes(b"of macOS")
     (archive.root / "VS-SEG-011").mkdir()
     (archive.root / "VS-SEG-011" / "broken.dcm").write_bytes(b"not at all")
     (archive.root / "notes.docx").write_text("notes")
@@ -303,6 +307,8 @@ def test_defects_are_listed(damaged, tmp_path):
         "VS-SEG-006/5-t1-mpr (series of 6 files)": "2 of its structures have a name of the tumor, one is expected",
         "VS-SEG-008/5-t1-mpr (series of 6 files)": "none of its 2 drawn structures is the tumor, or 2 may be "
         "(setting: structures)",
+        "VS-SEG-008/1-ROIs-t1/copy.dcm": "a copy of another structure set",
+        "VS-SEG-013/1-ROIs-t1/1-1.dcm": "a structure set of a series that is not there",
         "VS-SEG-010/5-t1-mpr (series of 6 files)": "2 structure sets refer to the series",
         "VS-SEG-012/5-t1-mpr (series of 6 files)": "no structure sets refer to the series",
         "VS-SEG-011/broken.dcm": "DICOM of another kind than MR and RTSTRUCT",
