@@ -120,16 +120,16 @@ def _settings(recipe: DatasetRecipe, given: Mapping[str, Any]) -> dict[str, Any]
         known = ", ".join(recipe.settings) or "none"
         raise InputError(f"settings: data set {recipe.name} has no {unknown[0]!r}; known: {known}.")
     for name, value in given.items():
-        if not _is_like(value, recipe.settings[name]):
+        if not is_like(value, recipe.settings[name]):
             default = recipe.settings[name]
             raise InputError(f"settings: {name} must be of the kind of its default {default!r}, got {value!r}.")
     return {**recipe.settings, **given}
 
 
-def _is_like(value: Any, default: Any) -> bool:
+def is_like(value: Any, default: Any) -> bool:
     """Whether a value is of the default's kind; ranges are the adapter's business.
 
-    >>> _is_like("a", ["b"]), _is_like(None, 0.5), _is_like("no", True), _is_like(1, 0.5), _is_like(True, 1)
+    >>> is_like("a", ["b"]), is_like(None, 0.5), is_like("no", True), is_like(1, 0.5), is_like(True, 1)
     (True, True, False, True, False)
     """
     if default is None:

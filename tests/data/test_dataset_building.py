@@ -14,8 +14,7 @@ from medcoss_components.data.adapters.dataset_recipe import (
     shipped_datasets,
 )
 from medcoss_components.data.adapters.findings import DatasetSource, Found, LeftOut
-from medcoss_components.data.dataset_building import build_dataset_manifest
-from medcoss_components.data.dataset_building import _is_like as is_like
+from medcoss_components.data.dataset_building import build_dataset_manifest, is_like
 from medcoss_components.data.manifest import SPLITS, read_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.writers import write_picture

@@ -368,3 +368,14 @@ class TestWholeWay:
         (item,) = built.manifest.training
         assert len(list(item.image.iterdir())) == 10 and len(list((tmp_path / "manifest.files").iterdir())) == 1
         assert "1 studies with 2 series: 1 taken (1 axial; 10 slices)." in built.notes
+
+
+def test_a_file_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "1.dcm").write_bytes(b"x")
+    monkeypatch.setattr(own_dicom, "is_dicom", refuse)
+    found, left = find_dicom(tmp_path, modality=get_modality("ct"))
+    assert found == [] and [entry.where for entry in left] == ["1.dcm"]
+    assert "(PermissionError)" in left[0].reason
