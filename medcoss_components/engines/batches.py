@@ -196,7 +196,9 @@ class TextBatch(StepBatch):
         ids, padding_mask = mix_text(
             self.loaded[:own], self.padding_mask[:own], self.loaded[partners], self.padding_mask[partners], draw
         )
-        return self._inputs(ids, "features", padding_mask=padding_mask)
+        inputs = self._inputs(ids, "features", padding_mask=padding_mask)
+        inputs.arguments["padding_features"] = False  # distillation counts real tokens alone
+        return inputs
 
 
 BATCH_KINDS: dict[str, type[StepBatch]] = {"masked_image": ImageBatch, "masked_language": TextBatch}

@@ -99,6 +99,7 @@ class Backbone(nn.Module):
             padding_mask=self.padding_mask(ids),
             causal=self.text_attention == "causal",
             depth_noise=depth_noise,
+            padding_features=False,
         )
 
     def encode_image(

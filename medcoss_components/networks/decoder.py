@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcoss_components.errors import InputError
+from medcoss_components.networks.blocks import Block
 from medcoss_components.networks.embeddings import interpolate_grid, sincos_table
-from medcoss_components.networks.encoder import Block
 from medcoss_components.networks.initialisation import fill_normal
 from medcoss_components.pretext.masking import PatchOrder
 

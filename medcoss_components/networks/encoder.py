@@ -1,6 +1,6 @@
-"""Pre-norm transformer blocks with layer scale and stochastic depth (METHOD.md section 3).
+"""The encoder: a stack of transformer blocks with stochastic depth (METHOD.md section 3).
 
-Axes: B samples, N tokens, D channels, H heads.
+Axes: B samples, N tokens, D channels.
 """
 
 from __future__ import annotations
@@ -8,124 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcoss_components.errors import InputError
-
-
-def attention_mask(padding_mask: Tensor | None, causal: bool) -> Tensor | None:
-    """Which keys each query may read, from the padding of every sample on its own.
-
-    Args:
-        padding_mask: (B, N), true at real tokens; None when all are real.
-        causal: whether a token reads only itself and earlier tokens.
-
-    Returns:
-        None without padding (a causal mask is then the attention kernel's own), else bool (B, 1, 1 or N, N). A query
-        left with nothing to read, which only a padded one can be, reads everything, so that no NaN arises.
-    """
-    if padding_mask is None:
-        return None
-    allowed = padding_mask.bool()[:, None, None, :]
-    if causal:
-        length = padding_mask.shape[1]
-        allowed = allowed & torch.ones(length, length, dtype=torch.bool, device=padding_mask.device).tril()
-    return allowed | ~allowed.any(dim=-1, keepdim=True)
-
-
-def branch_weights(noise: Tensor, rate: float) -> Tensor:
-    """Stochastic depth: 0 where (B, branches) noise in [0, 1) is below ``rate``, else 1 / (1 - rate)."""
-    return (noise >= rate).float() / (1.0 - rate)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
-    """Scaled dot-product attention of (B, heads, N, D / heads).
-
-    On a CPU it runs in float32, also under autocast: its bfloat16 backward takes three to four times as long there.
-    """
-    if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-    with torch.autocast("cpu", enabled=False):
-        inputs = (query.float(), key.float(), value.float())
-        return F.scaled_dot_product_attention(*inputs, attn_mask=mask, is_causal=causal)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; rows of ``qkv`` are queries, keys, values."""
-
-    def __init__(self, *, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, N, D) -> (B, N, D)."""
-        batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = _attend(query, key, value, mask=mask, causal=causal and mask is None)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-class Block(nn.Module):
-    """x + g1 * attention(LN(x)), then x + g2 * MLP(LN(x)), with exact GELU.
-
-    Args:
-        width: D.
-        heads: attention heads.
-        mlp_width: hidden channels of the MLP.
-        eps: of both LayerNorms.
-        layer_scale: first value of g1 and g2; None for a block without them.
-    """
-
-    def __init__(
-        self, *, width: int, heads: int, mlp_width: int, eps: float = 1e-5, layer_scale: float | None = None
-    ) -> None:
-        super().__init__()
-        self.layer_scale = layer_scale
-        self.attention_norm = nn.LayerNorm(width, eps=eps)
-        self.attention = Attention(width=width, heads=heads)
-        self.mlp_norm = nn.LayerNorm(width, eps=eps)
-        self.mlp_in = nn.Linear(width, mlp_width)
-        self.mlp_out = nn.Linear(mlp_width, width)
-        scaled = layer_scale is not None
-        self.attention_scale = nn.Parameter(torch.zeros(width)) if scaled else None
-        self.mlp_scale = nn.Parameter(torch.zeros(width)) if scaled else None
-
-    def initialise(self, generator: torch.Generator | None) -> None:
-        """Fill the parameters that this module holds itself."""
-        for scale in (self.attention_scale, self.mlp_scale):
-            if scale is not None:
-                nn.init.constant_(scale, float(self.layer_scale or 0.0))
-
-    def forward(
-        self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False, weights: Tensor | None = None
-    ) -> Tensor:
-        """Run the block.
-
-        Args:
-            tokens: (B, N, D).
-            mask: bool, true where a query may read a key; broadcasts to (B, H, N, N).
-            causal: used when there is no ``mask``.
-            weights: (B, 2) factors of the attention and the MLP branch of each sample (stochastic depth).
-
-        Returns:
-            (B, N, D).
-        """
-        first, second = (None, None) if weights is None else weights[:, None, None].unbind(-1)
-        branch = self.attention(self.attention_norm(tokens), mask, causal)
-        tokens = tokens + _scaled(branch, self.attention_scale, first)
-        branch = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(tokens))))
-        return tokens + _scaled(branch, self.mlp_scale, second)
-
-
-def _scaled(branch: Tensor, scale: Tensor | None, weight: Tensor | None) -> Tensor:
-    """Branch (B, N, D) times scale (D,) times weight (B, 1, 1), each where given."""
-    if weight is not None:
-        scale = weight if scale is None else scale * weight
-    return branch if scale is None else branch * scale
+from medcoss_components.networks.blocks import Block, attention_mask, branch_weights
+from medcoss_components.networks.packing import Packing, packed_block
 
 
 class Encoder(nn.Module):
@@ -167,6 +54,7 @@ class Encoder(nn.Module):
         padding_mask: Tensor | None = None,
         causal: bool = False,
         depth_noise: Tensor | None = None,
+        padding_features: bool = True,
     ) -> list[Tensor]:
         """Encode tokens and keep them as they are after chosen blocks.
 
@@ -177,6 +65,8 @@ class Encoder(nn.Module):
             causal: whether tokens read only themselves and earlier ones.
             depth_noise: (B, 2 * depth) in [0, 1), attention and MLP branch of each block in turn; drawn when None.
                 Row b concerns sample b alone. Not used in evaluation mode.
+            padding_features: whether anybody reads what comes out at padding; if not, a CPU leaves padding out, and
+                it comes out as 0.
 
         Returns:
             One (B, N, D) for each number of ``after``, in its order.
@@ -187,12 +77,29 @@ class Encoder(nn.Module):
         _check_blocks(after, len(self.blocks))
         mask = attention_mask(padding_mask, causal)
         weights = self._branch_weights(tokens, depth_noise)
+        if tokens.device.type == "cpu" and not _traced():
+            real = None if padding_features or padding_mask is None else padding_mask.bool()
+            packing = Packing(tokens.shape[0], tokens.shape[1], mask, causal, real)
+            return self._packed_states(tokens, after, packing, weights)
         kept = {0: tokens}
         for number, block in enumerate(self.blocks):
             pair = None if weights is None else weights[:, 2 * number : 2 * number + 2]
             tokens = block(tokens, mask, causal, pair)
             if number + 1 in after:
                 kept[number + 1] = tokens
+        return [kept[number] for number in after]
+
+    def _packed_states(
+        self, tokens: Tensor, after: Sequence[int], packing: Packing, weights: Tensor | None
+    ) -> list[Tensor]:
+        """:meth:`hidden_states` without what can be left out."""
+        rows = packing.pack(tokens)
+        kept = {0: tokens}
+        for number, block in enumerate(self.blocks):
+            pair = None if weights is None else weights[:, 2 * number : 2 * number + 2]
+            rows = packed_block(block, rows, packing, pair)
+            if number + 1 in after:
+                kept[number + 1] = packing.unpack(rows)
         return [kept[number] for number in after]
 
     def forward(
@@ -202,12 +109,22 @@ class Encoder(nn.Module):
         padding_mask: Tensor | None = None,
         causal: bool = False,
         depth_noise: Tensor | None = None,
+        padding_features: bool = True,
     ) -> Tensor:
         """Encode tokens: (B, N, D) -> (B, N, D) after the last block. Arguments as in :meth:`hidden_states`."""
-        after = (len(self.blocks),)
         return self.hidden_states(
-            tokens, after=after, padding_mask=padding_mask, causal=causal, depth_noise=depth_noise
+            tokens,
+            after=(len(self.blocks),),
+            padding_mask=padding_mask,
+            causal=causal,
+            depth_noise=depth_noise,
+            padding_features=padding_features,
         )[0]
+
+
+def _traced() -> bool:
+    """Whether the network is being written down for other inputs than these: rows must not be chosen by value then."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _check_blocks(after: Sequence[int], depth: int) -> None:

@@ -157,6 +157,7 @@ class PretrainingModel(nn.Module):
         noise: Tensor | None = None,
         mask_ratio: float = 0.0,
         depth_noise: Tensor | None = None,
+        padding_features: bool = True,
     ) -> Tensor:
         """Encode a batch.
 
@@ -167,6 +168,7 @@ class PretrainingModel(nn.Module):
             noise: images only, (B, N) in [0, 1); drawn when None and needed.
             mask_ratio: share of patches to leave out, in [0, 1). Texts are never shortened.
             depth_noise: (B, 2 * depth) in [0, 1), for stochastic depth in training mode; drawn when None.
+            padding_features: text only; false where nobody reads the features of padding, which may then be 0.
 
         Returns:
             Text: (B, L, D). Images: (B, 1 + kept, D), class token first, then the visible patches in ascending order of
@@ -174,14 +176,14 @@ class PretrainingModel(nn.Module):
         """
         dimension = self.dimension(modality)
         if dimension == 1:
-            return self._encode_text(inputs, padding_mask, depth_noise)
+            return self._encode_text(inputs, padding_mask, depth_noise, padding_features)
         patches, grid = self._patches(dimension, inputs)
         order = self._order(patches, noise, mask_ratio) if mask_ratio else None
         return self._encode_patches(dimension, patches, grid, order, depth_noise)
 
     def embedding(self, modality: ModalityLike | None, inputs: Tensor, *, padding_mask: Tensor | None = None) -> Tensor:
         """One vector per sample: the mean of its tokens (class token included, padding left out). (B, D) float32."""
-        features = self.features(modality, inputs, padding_mask=padding_mask).float()
+        features = self.features(modality, inputs, padding_mask=padding_mask, padding_features=False).float()
         if padding_mask is None or self.dimension(modality) != 1:
             return features.mean(dim=1)
         weight = padding_mask.to(features.dtype).unsqueeze(-1)
@@ -284,12 +286,15 @@ class PretrainingModel(nn.Module):
         hidden = self._encode_text(inputs, padding_mask, None)[positions.bool()]
         return self.text_head(hidden).float()
 
-    def _encode_text(self, ids: Tensor, padding_mask: Tensor | None, depth_noise: Tensor | None) -> Tensor:
+    def _encode_text(
+        self, ids: Tensor, padding_mask: Tensor | None, depth_noise: Tensor | None, padding_features: bool = False
+    ) -> Tensor:
         return self.encoder(
             self.text_embedding(ids),
             padding_mask=padding_mask,
             causal=self.text_attention == "causal",
             depth_noise=depth_noise,
+            padding_features=padding_features,
         )
 
     def _patches(self, dimension: int, inputs: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from medcoss_components.errors import InputError
-from medcoss_components.networks.encoder import Attention, Block, Encoder, attention_mask, branch_weights
+from medcoss_components.networks.blocks import Attention, Block, attention_mask, branch_weights
+from medcoss_components.networks.encoder import Encoder
 from medcoss_components.networks.initialisation import initialise
 
 
