@@ -8,7 +8,7 @@ SAMPLE_DIR ?= sample_data
 CHAIN := bundles/medcoss_continual_pretraining/configs
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test lint bundles ui clean
+.PHONY: install demo test lint bundles bench bench-check ui clean
 
 install: $(INSTALLED)
 
@@ -35,6 +35,12 @@ lint: install
 bundles: install ## write the bundles' JSON configs from the templates, and the data sets' pages from the recipes
 	$(BIN)/medcoss bundles build
 	$(BIN)/medcoss manifest pages docs/data
+
+bench: install ## the speed table, both sides alternating; on an idle machine, about 45 minutes
+	$(BIN)/python benchmarks/run.py --record
+
+bench-check: install ## its short form; fails where a ratio fell under 80 % of the recorded one
+	$(BIN)/python benchmarks/run.py --check
 
 ui: install ## open the tracked runs of the demo (or DEMO_DIR=...) in MLflow
 	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(abspath $(DEMO_DIR))/mlruns.db}"

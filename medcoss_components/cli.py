@@ -146,6 +146,9 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from what was finished", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
     Raises:
         InputError: too many bad items, no sample at all, a full disk, or a worker that died.
     """
-    plan.store_dir.mkdir(parents=True, exist_ok=True)
+    make_store_dir(plan.store_dir)
     lock = locked(plan.store_dir / f".{plan.name}.lock", what=plan.name)
     with explain_failures(plan.store_dir, plan.name, lambda: _bytes_needed(plan)), lock:
         if plan.path.exists():
@@ -122,6 +122,16 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
             notes = _all_notes(plan, jobs, workers=workers, max_bad_share=max_bad_share, progress=progress)
             _write_store(plan, jobs, notes)
         _publish(plan)
+
+
+def make_store_dir(folder: Path) -> None:
+    """Make the folder of the stores; raise InputError where that is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"store_dir {folder}: cannot be made ({error.strerror}). Choose a folder that you may write to."
+        ) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from medcoss_components.data.building import check_report, explain_failures, hopeless, require_room
+from medcoss_components.data.building import check_report, explain_failures, hopeless, make_store_dir, require_room
 from medcoss_components.data.cases import PreparedCase, prepare_case
 from medcoss_components.data.grids import value_counts
 from medcoss_components.data.locking import locked
@@ -95,7 +95,7 @@ def build_cases(plan: CasePlan, *, workers: int | None, max_bad_share: float, pr
     Raises:
         InputError: too many bad cases, no good one, a full disk, or a worker that died.
     """
-    plan.store_dir.mkdir(parents=True, exist_ok=True)
+    make_store_dir(plan.store_dir)
     lock = locked(plan.store_dir / f".{plan.name}.lock", what=plan.name)
     with explain_failures(plan.store_dir, plan.name, lambda: _bytes_needed(plan)), lock:
         if plan.path.exists():

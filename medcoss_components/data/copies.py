@@ -123,13 +123,16 @@ def _narrowed(
     items = [item for group in candidates for item in group]
     if not items:
         return
-    keys = iter(progress(_mapped(pool, partial(_tried, key), items), description=description, total=len(items)))
+    keys = iter(
+        progress(_mapped(pool, partial(_tried, key), items), description=description, total=len(items), delay=1)
+    )
     for group in candidates:
         found = [(item, *next(keys)) for item in group]
         yield (
             _repeated((item, value) for item, value, why in found if not why),
             [(item, why) for item, _, why in found if why],
         )
+    next(keys, None)  # there is none; the bar comes to its end
 
 
 def _mapped(pool: ThreadPoolExecutor, function: Callable[[Found], Any], items: Sequence[Found]) -> Iterator[Any]:

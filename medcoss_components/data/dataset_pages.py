@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.dataset_recipe import TASKS, DatasetRecipe, shipped_datasets
-from medcoss_components.data.modalities import MODALITIES
+from medcoss_components.data.modalities import MODALITIES, get_modality
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path
 
@@ -135,6 +135,7 @@ def _task(recipe: DatasetRecipe) -> str:
 def _commands(recipe: DatasetRecipe) -> str:
     manifest = f"{recipe.name}/manifest.json"
     bundle = f"bundles/{recipe.bundle}"
+    sheet = "" if get_modality(recipe.modality).dimension == 1 else f" --contact-sheet {recipe.name}.png"
     build = f"medcoss manifest build FOLDER {manifest} --dataset {recipe.name}"
     return "\n".join(
         [
@@ -144,9 +145,9 @@ def _commands(recipe: DatasetRecipe) -> str:
             f"    {build} \\",
             f"        --bundle {bundle} --store-dir stores",
             "",
-            "Look at it, and open every file once:",
+            "Look at it, and check every item:",
             "",
-            f"    medcoss manifest show {manifest} --contact-sheet {recipe.name}.png",
+            f"    medcoss manifest show {manifest}{sheet}",
             f"    medcoss manifest check {manifest}",
             "",
             "Then train:",

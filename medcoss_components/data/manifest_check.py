@@ -250,7 +250,8 @@ def _mask_counts(values: dict[str, Counter[int]]) -> Iterator[Problem]:
     for split, counts in values.items():
         unknown = sorted(set(counts) - set(values["training"]))
         if unknown and values["training"]:
-            message = f"mask values that no training item has: {_list(unknown)}. Check the split."
+            advice = "Check the split, unless numbers tell objects apart."
+            message = f"mask values that no training item has: {_list(unknown)}. {advice}"
             yield Problem("warning", "mask-value-unknown", split, message)
         if counts:
             listed = ", ".join(f"{value}: {counts[value]} items" for value in sorted(counts))

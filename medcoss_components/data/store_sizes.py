@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class StoreEstimate:
         tried: items that were prepared for this; 0 for texts, whose size follows from their number.
         bad: of those, items that could not be prepared.
         reason: why the first of them could not.
+        values: in the masks that were tried, without 0.
     """
 
     bytes: int
@@ -35,6 +36,7 @@ class StoreEstimate:
     tried: int = 0
     bad: int = 0
     reason: str = ""
+    values: tuple[int, ...] = ()
 
 
 def estimate_samples(
@@ -70,15 +72,19 @@ def estimate_cases(
     from medcoss_components.data.cases import prepare_case
     from medcoss_components.data.masks import names_mask, read_labelled
 
+    values: set[int] = set()
+
     def size(item: Item) -> int:
         if item.image is None or not names_mask(item.label, modality.dimension):
             raise InputError("the item's label is no path of a mask file")
         array, spacing, mask = read_labelled(item.image, manifest.root / item.label, modality=modality)
+        values.update(np.unique(mask).tolist())
         case = prepare_case(array, spacing, mask=mask, modality=modality, settings=settings)
         arrays = [case.image] if case.mask is None else [case.image, case.mask, foreground_positions(case.mask, seed=0)]
         return sum(array.nbytes + HEADER for array in arrays)
 
-    return _from_a_few(manifest.items(split), size, tried)
+    estimate = _from_a_few(manifest.items(split), size, tried)
+    return replace(estimate, values=tuple(sorted(values - {0})))
 
 
 def _from_a_few(items: Sequence[Item], size: Any, tried: int) -> StoreEstimate:

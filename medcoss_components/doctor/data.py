@@ -9,7 +9,7 @@ from pathlib import Path
 from medcoss_components.data.case_building import CasePlan
 from medcoss_components.data.manifest import SPLITS, Manifest, check_manifest, read_manifest
 from medcoss_components.data.shards import SHARD_BYTES
-from medcoss_components.data.store_sizes import StoreEstimate, size_text
+from medcoss_components.data.store_sizes import StoreEstimate, folder_bytes, size_text
 from medcoss_components.doctor.findings import ERROR, OK, WARNING, Finding
 from medcoss_components.doctor.places import check_folder, existing_parent
 from medcoss_components.doctor.run import DataCase
@@ -65,8 +65,11 @@ def _stores(case: DataCase, manifest: Manifest, rooms: dict[Path, int]) -> Itera
     if case.bundle is not None:
         yield Finding(OK, "bundle", f"{case.bundle.resolve().name} takes this manifest")
     estimates = [None if need.there else need.estimate() for need in needs]
-    yield from (_store(need, estimate) for need, estimate in zip(needs, estimates, strict=True))
-    total = sum(estimate.bytes for estimate in estimates if estimate is not None)
+    for need, estimate in zip(needs, estimates, strict=True):
+        yield _store(need, estimate)
+        if estimate is not None and need.split == "training":
+            yield from _regions(need, estimate)
+    total = sum(map(_missing, needs, estimates))
     if total and (case.bundle or case.store_dir):
         folder = Path(needs[0].plan.store_dir).resolve()
         if case.store_dir is None and folder not in rooms:  # one that was named is looked at with the other folders
@@ -96,11 +99,32 @@ def _store(need: StoreNeed, estimate: StoreEstimate | None) -> Finding:
     if estimate is None:
         return Finding(OK, name, f"is prepared: {need.plan.path}")
     value = f"{estimate.items} items, about {size_text(estimate.bytes)} to prepare"
+    if need.there is None:
+        value += ", if it is not there already"
     if not estimate.bad:
         return Finding(OK, name, value)
     value = f"{value}; {estimate.bad} of {estimate.tried} items that were tried cannot be prepared: {estimate.reason}"
     status = ERROR if estimate.bad == estimate.tried else WARNING
     return Finding(status, name, value, "repair or leave out such items; `medcoss manifest check` opens every file")
+
+
+def _regions(need: StoreNeed, estimate: StoreEstimate) -> Iterator[Finding]:
+    """Regions that none of the tried masks has: a training without a voxel of one stops, once all are prepared."""
+    masks, held = estimate.tried - estimate.bad, set(estimate.values)
+    missing = [name for name, values in need.regions.items() if not held.intersection(values)]
+    if not masks or not missing:
+        return
+    value = f"no voxel of {', '.join(missing)} in {masks} of {estimate.items} masks; they hold {sorted(held)}"
+    status = ERROR if masks == estimate.items else WARNING
+    yield Finding(status, "regions", value, "compare the masks with the regions of the bundle (--set regions=...)")
+
+
+def _missing(need: StoreNeed, estimate: StoreEstimate | None) -> int:
+    """Bytes still to write; an interrupted preparation has some of them."""
+    if estimate is None:
+        return 0
+    done = folder_bytes(need.plan.work) if need.plan.work.is_dir() else 0
+    return max(0, estimate.bytes - done)
 
 
 def _joining(need: StoreNeed, estimate: StoreEstimate | None) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from medcoss_components.data.labels import class_targets, resolve_classes
 from medcoss_components.data.manifest import SPLITS, Manifest
 from medcoss_components.data.masks import names_mask
 from medcoss_components.data.preparation import classification_layer, resolve_preparation
+from medcoss_components.data.regions import resolve_regions
 from medcoss_components.data.store_sizes import StoreEstimate, estimate_cases, estimate_samples
 from medcoss_components.data.task_splits import source_split
 from medcoss_components.zoo.bundle_stores import DATASETS, bundle_splits, resolved
@@ -31,11 +32,13 @@ class StoreNeed:
         split: of the manifest.
         plan: what would be built.
         there: whether it is prepared already; None for texts, whose stores also depend on the vocabulary.
+        regions: name -> mask values, of a bundle's segmentation.
     """
 
     split: str
     plan: StorePlan | CasePlan
     there: bool | None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def estimate(self) -> StoreEstimate:
         """What the store takes; prepares a few items in memory."""
@@ -63,6 +66,8 @@ def bundle_needs(parser: Any, manifest: Manifest) -> list[StoreNeed]:
         source = source_split(manifest, split) if target in (CASES, CLASSES) else split
         if target == CLASSES:
             _check_labels(manifest, source, resolved(parser, f"{key}#classes"))
+        if target == CASES:
+            values["regions"] = resolve_regions(resolved(parser, f"{key}#regions"))
         if manifest.items(source) and source not in needs:
             needs[source] = _need(manifest, source, target, values)
     return list(needs.values())
@@ -88,7 +93,7 @@ def _need(manifest: Manifest, split: str, target: str, values: Mapping[str, Any]
     if target == CASES:
         settings = resolve_case_preparation(entry, case_settings(entry, manifest.preparation), given)
         plan = CasePlan(manifest=manifest, split=split, modality=entry, settings=settings, store_dir=folder)
-        return StoreNeed(split, plan, plan.path.exists())
+        return StoreNeed(split, plan, plan.path.exists(), regions=values.get("regions", {}))
     given = classification_layer(entry, manifest.preparation, given) if target == CLASSES else given
     settings = resolve_preparation(entry, manifest.preparation, given)
     plan = StorePlan(

@@ -1,5 +1,7 @@
 """k-means against an explicit loop and against scikit-learn."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def run(points, clusters, seed=0):
 def test_equals_the_loop_from_the_same_start(monkeypatch):
     points = blobs(rows=70, centres=6, seed=3)
     start = points[:5] - points.mean(0)
-    monkeypatch.setattr(kmeans, "_initial_centres", lambda *_: start.copy())
+    monkeypatch.setattr(kmeans, "initial_centres", lambda *_, **__: start.copy())
     monkeypatch.setattr(kmeans, "TOLERANCE", 0.0)
     monkeypatch.setattr(kmeans, "BLOCK_ROWS", 16)
     assignment, centres = run(points, 5)
@@ -60,6 +62,44 @@ def test_inertia_is_as_good_as_that_of_scikit_learn():
     assert inertia == pytest.approx(reference, rel=0.02)
 
 
+@pytest.mark.parametrize("rows", [150, 2500])  # all rows are candidates, or some are drawn in rounds
+def test_the_start_finds_every_group(rows):
+    points = blobs(rows=rows, centres=30, seed=2)
+    with ThreadPoolExecutor(2) as pool:
+        start = kmeans.initial_centres(points, clusters=30, generator=np.random.default_rng(0), pool=pool)
+    nearest = ((points[:30, None] - start[None]) ** 2).sum(-1).argmin(1)
+    assert len(set(nearest.tolist())) >= 29  # greedy k-means++ may miss one of thirty, hardly two
+
+
+def test_candidates_count_the_points_that_are_nearest(monkeypatch):
+    monkeypatch.setattr(kmeans, "BLOCK_ROWS", 100)
+    points = blobs(rows=900, centres=6, seed=4)
+    with ThreadPoolExecutor(2) as pool:
+        rows, weights = kmeans._candidates(points, 6, np.random.default_rng(0), pool)
+    owner = ((points[:, None].astype(np.float64) - points[rows][None]) ** 2).sum(-1).argmin(1)
+    assert len(set(rows.tolist())) == len(rows) and 6 <= len(rows) < 200
+    np.testing.assert_array_equal(weights, np.bincount(owner, minlength=len(rows)))
+
+
+def test_weighted_start_never_takes_points_without_weight():
+    points, weights = np.arange(8.0, dtype=np.float32)[:, None], np.array([0, 1, 0, 1, 0, 1, 0, 1.0])
+    chosen = kmeans.plus_plus(points, weights, clusters=4, generator=np.random.default_rng(0))
+    assert sorted(chosen.tolist()) == [1, 3, 5, 7]
+
+
+def test_equal_points_are_chosen_once_each():
+    chosen = kmeans.plus_plus(np.ones((5, 2), np.float32), np.ones(5), clusters=5, generator=np.random.default_rng(0))
+    assert sorted(chosen.tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_few_distinct_rows_among_many():
+    points = np.repeat(np.eye(4, dtype=np.float32), 1000, axis=0)
+    assignment, _ = run(points, 4)
+    assert len(set(assignment.tolist())) == 4 and all(
+        len(set(assignment[i : i + 1000])) == 1 for i in range(0, 4000, 1000)
+    )
+
+
 def test_same_bits_whatever_the_number_of_threads():
     points = np.random.default_rng(1).normal(size=(13_000, 8)).astype(np.float32)
     results, before = [], torch.get_num_threads()
@@ -77,7 +117,7 @@ def test_same_bits_whatever_the_number_of_threads():
 def test_an_empty_cluster_keeps_its_centre(monkeypatch):
     points = np.array([[0.0], [1.0], [10.0], [11.0]], dtype=np.float32)
     far = np.array([[-5.0], [5.0], [500.0]], dtype=np.float32)
-    monkeypatch.setattr(kmeans, "_initial_centres", lambda *_: far)
+    monkeypatch.setattr(kmeans, "initial_centres", lambda *_, **__: far)
     assignment, centres = run(points, 3)
     assert assignment.tolist() == [0, 0, 1, 1]
     np.testing.assert_allclose(centres[:, 0], [0.5, 10.5, 505.5])

@@ -49,6 +49,7 @@ def test_a_page_has_source_licence_layout_command_and_counts(name):
     assert all(f"| `{key}` |" in page for key in recipe.settings)
     for counts in recipe.expected.values():
         assert f"| {counts['items']:,} |" in page
+    assert ("--contact-sheet" in page) == (recipe.modality != "report")  # texts have none
     assert (ROOT / "bundles" / recipe.bundle / "bundle.yaml").is_file()
     assert f"[`{name}`]({name}.md)" in index_page(RECIPES)
 

@@ -422,6 +422,11 @@ class TestDiskFull:
         assert not list(tmp_path.glob("xray-training-*"))
         assert contents(prepare(manifests["xray"], "xray", tmp_path).path) == contents(stores["xray"].path)
 
+    def test_a_file_in_the_place_of_the_folder(self, manifests, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match=r"store_dir .*file/stores: cannot be made \(Not a directory\)"):
+            prepare(manifests["xray"], "xray", tmp_path / "file" / "stores")
+
     def test_other_system_errors_pass(self, manifests, tmp_path, monkeypatch):
         def denied(*args, **kwargs):
             raise PermissionError(errno.EACCES, "denied")

@@ -75,6 +75,11 @@ class TestManifest:
         found = found_by_name(liver_case(path, tmp_path))
         assert found["bundle"].status == ERROR and "holds xray, got ct" in found["bundle"].value
 
+    def test_stores_of_texts_are_not_looked_for(self, tmp_path):
+        found = found_by_name(DataCase(synthetic_manifest(tmp_path, "report", count=4), store_dir=tmp_path))
+        assert found["store of training"].value.endswith("to prepare, if it is not there already")
+        assert found["items"].advice == ""
+
     def test_without_a_bundle(self, volumes, tmp_path):
         found = found_by_name(DataCase(volumes, store_dir=tmp_path))
         assert "bundle" not in found and found["store of training"].value.startswith("3 items")
@@ -91,6 +96,13 @@ class TestManifest:
         path = synthetic_manifest(tmp_path / "data", "ct", count=2, shape=(12, 20, 20))
         found = found_by_name(liver_case(path, tmp_path))["store of training"]
         assert found.status == ERROR and found.value.endswith("the item's label is no path of a mask file")
+
+    @pytest.mark.parametrize(("count", "status"), [(2, ERROR), (6, WARNING)])
+    def test_masks_without_a_region(self, tmp_path, count, status):
+        path = synthetic_manifest(tmp_path / "d", "ct", count=count, shape=(12, 20, 20), regions={"liver": [1]})
+        found = found_by_name(liver_case(path, tmp_path))["regions"]
+        tried = min(count, 3)  # of six some are not looked at, so that one may have it
+        assert (found.status, found.value) == (status, f"no voxel of tumor in {tried} of {count} masks; they hold [1]")
 
     def test_defects(self, tmp_path):
         path = synthetic_manifest(tmp_path / "data", "xray", count=4, defects=("missing_file", "group_across_splits"))
@@ -124,6 +136,15 @@ class TestRoom:
         case = DataCase(path, store_dir=tmp_path)
         assert needed(case) == {tmp_path: (4 + 3) * store}
         assert needed(case, case) == {tmp_path: 2 * (4 + 3) * store}  # manifests add up
+
+    def test_what_an_interrupted_preparation_wrote_is_not_needed_again(self, tmp_path):
+        path = synthetic_manifest(tmp_path / "data", "xray", count=3, validation=1)
+        case = DataCase(path, store_dir=tmp_path)
+        (_, whole), *_ = needed(case).items()
+        (training, _) = data._needs(case, read_manifest(path))
+        training.plan.work.mkdir()
+        (training.plan.work / "part-000000.bin").write_bytes(bytes(1000))
+        assert needed(case) == {tmp_path: whole - 1000}
 
     @pytest.mark.parametrize(("needed", "status"), [(9, OK), (10, ERROR)])
     def test_too_little(self, tmp_path, monkeypatch, needed, status):

@@ -153,7 +153,7 @@ def walk_folders(root: Path, exclude: Collection[Path] = ()) -> Iterator[tuple[P
     """Every folder from ``root`` down, with the sorted names of its folders and files, one folder at a time.
 
     What is hidden and what lies in, or is, ``exclude`` is passed over. Links to folders elsewhere are followed once;
-    those to a place that is walked anyway are not. The list of folders may be shortened in place.
+    those to a place that is walked anyway, or that holds ``root``, are not. The list of folders may be shortened.
 
     Raises:
         InputError: no such folder, or one that cannot be listed: nothing may be missed silently.
@@ -163,7 +163,7 @@ def walk_folders(root: Path, exclude: Collection[Path] = ()) -> Iterator[tuple[P
     barred = {os.path.abspath(path) for path in exclude}
     new = _Places(root)
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_cannot_list):
-        folders[:] = sorted(name for name in folders if _is_shown(folder, name, barred) and new(folder, name))
+        folders[:] = [name for name in sorted(folders) if _is_shown(folder, name, barred) and new(folder, name)]
         yield Path(folder), folders, sorted(name for name in files if _is_shown(folder, name, barred))
 
 
@@ -184,12 +184,8 @@ class _Places:
     """The places that a walk starts at: its root, and where links lead to."""
 
     def __init__(self, root: Path) -> None:
-        self.walked, self.above = set[Path](), set[Path]()
-        self._add(root.resolve())
-
-    def _add(self, place: Path) -> None:
-        self.walked.add(place)
-        self.above.update(place.parents)
+        self.walked = {root.resolve()}
+        self.above = set(root.resolve().parents)
 
     def __call__(self, folder: str, name: str) -> bool:
         """Whether a folder is no link, or one to a place that is not walked yet, which is then added."""
@@ -199,7 +195,7 @@ class _Places:
         target = path.resolve()
         if target in self.above or not self.walked.isdisjoint((target, *target.parents)):
             return False
-        self._add(target)
+        self.walked.add(target)
         return True
 
 

@@ -26,6 +26,7 @@ from medcoss_components.data.adapters.findings import (
     bare_name,
     reason,
 )
+from medcoss_components.data.adapters.made_volumes import save_nifti
 from medcoss_components.data.masks import LARGEST
 from medcoss_components.data.readers_common import naming_file
 from medcoss_components.data.readers_volume import RAS_TO_LPS, nifti_grid
@@ -70,11 +71,16 @@ class _Grid:
         """Whether the header gives no more than unit vectors along the axes."""
         return bool(np.allclose(np.abs(self.affine[:3, :3]), np.eye(3), atol=1e-6))
 
+    @property
+    def corners(self) -> np.ndarray:
+        """(8, 3) LPS positions in mm."""
+        index = np.array([[*(np.array(bits) * (np.array(self.shape) - 1)), 1.0] for bits in np.ndindex(2, 2, 2)])
+        return (index @ self.affine.T)[:, :3]
+
     def lies_on(self, other: _Grid) -> bool:
-        """Whether no corner is further than half a voxel from the other grid's."""
-        corners = np.array([[*(np.array(bits) * (np.array(self.shape) - 1)), 1.0] for bits in np.ndindex(2, 2, 2)])
-        distances = np.linalg.norm(((self.affine - other.affine) @ corners.T)[:3], axis=0)
-        return bool(distances.max() <= other.spacing.min() / 2)
+        """Whether each corner is within half a voxel of one of the other grid's; the axes may run another way."""
+        distances = np.linalg.norm(self.corners[:, None] - other.corners, axis=2)
+        return bool(distances.min(axis=1).max() <= other.spacing.min() / 2)
 
 
 def find(source: DatasetSource) -> Findings:
@@ -240,9 +246,7 @@ def write_on_grid(partial: Path, *, mask: Path, volume: Path, size: Size | None)
     if not np.array_equal(whole, values):
         raise InputError(f"{mask}: mask values must be whole numbers from 0 to {LARGEST}. Restore the file.")
     shape, affine, _ = nifti_grid(volume)
-    made = nibabel.Nifti1Image(whole.reshape(shape), RAS_TO_LPS @ _scaled(affine, size))
-    made.header.set_xyzt_units("mm")
-    _write_packed(partial, made.to_bytes())
+    save_nifti(partial, whole.reshape(shape), _scaled(affine, size))
 
 
 def write_with_size(partial: Path, *, volume: Path, size: Size) -> None:
@@ -268,7 +272,8 @@ def write_with_size(partial: Path, *, volume: Path, size: Size) -> None:
     header.set_sform(RAS_TO_LPS @ _scaled(affine, size), code="scanner")
     header.set_qform(header.get_sform(), code="scanner")
     header.set_xyzt_units("mm")
-    _write_packed(partial, header.binaryblock + content[len(header.binaryblock) :])
+    with open(partial, "wb") as plain, gzip.GzipFile("", "wb", compresslevel=1, fileobj=plain, mtime=0) as packed:
+        packed.write(header.binaryblock + content[len(header.binaryblock) :])
 
 
 def _scaled(affine: np.ndarray, size: Size | None) -> np.ndarray:
@@ -278,11 +283,6 @@ def _scaled(affine: np.ndarray, size: Size | None) -> np.ndarray:
     scaled = affine.copy()
     scaled[:3, :3] *= np.array(size) / np.linalg.norm(affine[:3, :3], axis=0)
     return scaled
-
-
-def _write_packed(path: Path, content: bytes) -> None:
-    with open(path, "wb") as stream, gzip.GzipFile("", "wb", compresslevel=1, fileobj=stream, mtime=0) as packed:
-        packed.write(content)
 
 
 def _with_made_files(source: DatasetSource, batches: _Batches, cases: list[_Case]) -> list[Found]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from medcoss_components.data.linking import link_series
 from medcoss_components.data.readers_volume import RAS_TO_LPS
 
 
@@ -34,11 +34,6 @@ def smallest_type(array: np.ndarray) -> np.ndarray:
     return array.astype(np.uint8) if fits else array
 
 
-def link_files(partial: Path, *, files: Sequence[Path], suffix: str = ".dcm") -> None:
-    """Fill a folder with numbered links to files: hard ones, else symbolic ones."""
-    for number, file in enumerate(files):
-        link = partial / f"{number:05d}{suffix}"
-        try:
-            os.link(file, link)
-        except OSError:
-            link.symlink_to(file.absolute())
+def make_series_folder(partial: Path, *, files: Sequence[Path]) -> None:
+    """Fill a folder with links to the files of a DICOM series."""
+    link_series(files, partial)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medcoss_components.data.adapters.beside import is_beside
-from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut
+from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut, is_hidden
 from medcoss_components.data.adapters.own_dicom import Study, index_dicom
 from medcoss_components.errors import InputError
 
@@ -56,7 +56,10 @@ def _collection(root: Path, name: str) -> Path:
         raise InputError(f"{root}: no such folder. Give the folder that holds both collections of RICORD.")
     spellings = (name, name.lower().replace("-", "_"))
     patterns = [f"{level}{spelling}/" for level in ("", "*/", "*/*/") for spelling in spellings]
-    hits = [folder for pattern in patterns for folder in sorted(root.glob(pattern)) if folder.is_dir()]
+    found = [folder for pattern in patterns for folder in sorted(root.glob(pattern)) if folder.is_dir()]
+    shown = [folder for folder in found if not any(map(is_hidden, folder.relative_to(root).parts))]
+    # an archive that was unpacked into a folder of its own name nests it twice
+    hits = [folder for folder in shown if not any(other in folder.parents for other in shown)]
     if len(hits) != 1:
         what = "holds no folder" if not hits else f"{len(hits)} folders are called"
         raise InputError(

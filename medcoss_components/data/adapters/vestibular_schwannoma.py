@@ -28,7 +28,7 @@ from medcoss_components.data.adapters.findings import (
     header_size,
     reason,
 )
-from medcoss_components.data.adapters.made_volumes import link_files, save_nifti
+from medcoss_components.data.adapters.made_volumes import make_series_folder, save_nifti
 from medcoss_components.data.readers_common import naming_file
 from medcoss_components.data.readers_dicom import is_dicom
 from medcoss_components.data.readers_series import dicom_stack
@@ -370,7 +370,7 @@ def _jobs(source: DatasetSource, case: _Case) -> tuple[FileJob, FileJob | None]:
     if case.has_folder:
         return mask, None
     links = source.files_dir / "series" / made_name(f"series {name}", files)
-    return mask, FileJob(target=links, function=link_files, arguments={"files": files}, folder=True)
+    return mask, FileJob(target=links, function=make_series_folder, arguments={"files": files}, folder=True)
 
 
 def _found(source: DatasetSource, case: _Case, mask: Path, folder: Path) -> Found:

@@ -40,6 +40,15 @@ def test_links_to_folders_elsewhere_are_followed_once(tmp_path):
     assert places(root) == ["a/1.png", "b/deep/2.png", "f"]
 
 
+def test_a_link_to_what_holds_another_links_place_loses_nothing(tmp_path):
+    write(tmp_path / "disk" / "part" / "1.png")
+    write(tmp_path / "disk" / "2.png")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a").symlink_to(tmp_path / "disk" / "part")
+    (tmp_path / "root" / "b").symlink_to(tmp_path / "disk")
+    assert places(tmp_path / "root") == ["a/1.png", "b/2.png", "b/part/1.png"]
+
+
 def test_a_root_that_is_a_link(tmp_path):
     write(tmp_path / "data" / "a" / "1.png")
     (tmp_path / "link").symlink_to(tmp_path / "data")

@@ -12,7 +12,7 @@ import SimpleITK
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
 from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.la2018 import find
-from medcoss_components.data.adapters.made_volumes import link_files, smallest_type
+from medcoss_components.data.adapters.made_volumes import make_series_folder, smallest_type
 from medcoss_components.data.case_store import prepare_cases
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest, read_manifest
@@ -241,17 +241,22 @@ def test_small_numbers_are_kept_small():
     assert smallest_type(np.array([0.5, 1], np.float32)).dtype == np.float32
 
 
-def test_links_that_cannot_be_hard_are_symbolic(tmp_path, monkeypatch):
-    (tmp_path / "a.dcm").write_bytes(b"a")
+@pytest.mark.parametrize("hard", [True, False])
+def test_series_of_linked_files(tmp_path, monkeypatch, hard):
+    """As version control of large files has them: relative links, which mean another place in another folder."""
+    (tmp_path / "data" / "store").mkdir(parents=True)
     (tmp_path / "links").mkdir()
+    (tmp_path / "data" / "store" / "1").write_bytes(b"a")
+    (tmp_path / "data" / "a.dcm").symlink_to("store/1")
 
     def refuse(*_):
         raise OSError("another file system")
 
-    monkeypatch.setattr("os.link", refuse)
-    link_files(tmp_path / "links", files=[tmp_path / "a.dcm"])
+    if not hard:
+        monkeypatch.setattr("os.link", refuse)
+    make_series_folder(tmp_path / "links", files=[tmp_path / "data" / "a.dcm"])
     link = tmp_path / "links" / "00000.dcm"
-    assert link.is_symlink() and link.read_bytes() == b"a"
+    assert link.is_symlink() != hard and link.read_bytes() == b"a"
 
 
 def test_a_case_of_a_list_that_is_not_there(challenge, tmp_path):

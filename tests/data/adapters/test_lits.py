@@ -135,6 +135,16 @@ class TestMasksWithAnotherHeader:
         """The mask of volume 1 with the voxel size of its volume lost and its first axis mirrored."""
         return save_nifti(root / "Training Batch 1" / "segmentation-1.nii", liver(SHAPE).astype(dtype), (1, -1, 1))
 
+    def test_a_mask_of_the_same_place_in_another_order_is_read_as_it_is(self, root):
+        mask = root / "Training Batch 1" / "segmentation-0.nii"
+        stored = nibabel.load(mask, mmap=False)
+        nibabel.save(stored.as_reoriented([[0, -1], [1, 1], [2, -1]]), mask)
+        look = source(root)
+        found, _ = find(look)
+        assert found[0].label == mask and look.notes == []
+        image, _, labels = read_labelled(found[0].path, mask, modality=get_modality("ct"))
+        np.testing.assert_array_equal(labels > 0, image > 0)
+
     def test_a_copy_has_the_header_of_the_volume(self, root):
         mask = self.other_header(root, np.float32)
         look = source(root)

@@ -117,6 +117,14 @@ class TestFind:
         (root / "manifest-1612365584013" / B).rename(root / "midrc_ricord_1b")
         assert len(look(root)[0]) == 4
 
+    def test_a_tree_that_was_unpacked_into_a_folder_of_its_name(self, root):
+        tree = root / "manifest-1608266677008" / A
+        tree.rename(root / "tree")
+        tree.mkdir()
+        (root / "tree").rename(tree / A)
+        (root / "__MACOSX" / A).mkdir(parents=True)
+        assert len(look(root)[0]) == 4
+
     def test_wrong_layout_and_settings(self, root, tmp_path):
         with pytest.raises(InputError, match="none: no such folder"):
             look(tmp_path / "none")
