@@ -27,6 +27,7 @@ from medcoss_components.data.store import Store, prepare_store
 from medcoss_components.engines.trained_settings import check_outputs
 from medcoss_components.errors import InputError
 from medcoss_components.networks.initialisation import initialise
+from medcoss_components.networks.lean import checkpoint_blocks
 from medcoss_components.randomness import generator_for
 from medcoss_components.text.vocabulary import Vocabulary, load_vocabulary, train_vocabulary
 from medcoss_components.weights import load_initial_weights
@@ -215,6 +216,7 @@ def initialised_network(
     device: torch.device | str = "cpu",
     parts: str = "encoder",
     allow_initialised: Sequence[str] = (),
+    checkpoint_activations: bool = False,
 ) -> Network:
     """Give every parameter its first value from ``seed``, then load encoder, tokenizers and class token from
     ``init_weights``.
@@ -224,11 +226,13 @@ def initialised_network(
 
     Args:
         allow_initialised: beginnings of names that the file may lack; they keep their fresh values.
+        checkpoint_activations: see :func:`~medcoss_components.networks.lean.checkpoint_blocks`.
 
     Raises:
         InputError: when the encoder of the file does not fit.
     """
     initialise(network, generator_for(seed, "initial weights"))
+    checkpoint_blocks(network, checkpoint_activations)
     if init_weights:
         report = load_initial_weights(network, init_weights, parts=parts, allow_initialised=allow_initialised)
         logger.info("%s: %s", init_weights, report)
@@ -245,12 +249,14 @@ def task_network(
     device: torch.device | str = "cpu",
     parts: str = "encoder",
     allow_initialised: Sequence[str] = (),
+    checkpoint_activations: bool = False,
 ) -> ClassificationModel | SegmentationModel:
     """First values of a downstream network: from ``seed``, then the encoder (or all, ``parts``) of ``init_weights``.
 
     Args:
         freeze_encoder: train the head alone (linear probe).
         parts: "all" for fine-tuned weights (evaluation, inference).
+        checkpoint_activations: see :func:`~medcoss_components.networks.lean.checkpoint_blocks`.
 
     Raises:
         InputError: when the weights do not fit, or a run was fine-tuned with other names for its outputs.
@@ -264,6 +270,7 @@ def task_network(
         device=device,
         parts=parts,
         allow_initialised=allow_initialised,
+        checkpoint_activations=checkpoint_activations,
     )
     if freeze_encoder:
         network.freeze_encoder()

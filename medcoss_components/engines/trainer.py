@@ -13,6 +13,7 @@ from monai.utils.enums import CommonKeys
 
 from medcoss_components.continual.strategies import LossTerm
 from medcoss_components.engines.optimisation import check_precision
+from medcoss_components.engines.stepping import StepInBackward
 from medcoss_components.errors import InputError
 
 
@@ -87,7 +88,14 @@ class ResumableTrainer(SupervisedTrainer):
             accumulation_steps=accumulation_steps,
         )
         self.gradient_scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
+        self.early_steps = StepInBackward(self.optimizer) if self._may_step_early else None
         self._register_handlers(list(train_handlers))  # last: they may ask for any attribute
+
+    @property
+    def _may_step_early(self) -> bool:
+        """Whether nothing looks at the gradients of the whole network, of several batches or of several ranks."""
+        alone = self.max_gradient_norm is None and self.accumulation_steps == 1 and idist.get_world_size() == 1
+        return alone and not self.gradient_scaler.is_enabled()
 
     def loss_term(self, batch: dict[str, Any]) -> LossTerm:
         """The loss of this rank's share of a batch, as a sum and what it is a sum of."""
@@ -131,6 +139,9 @@ class ResumableTrainer(SupervisedTrainer):
         }
 
     def _update(self) -> None:
+        if self.early_steps is not None:
+            self.early_steps.finish()
+            return
         if self.max_gradient_norm is not None:
             self.gradient_scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_gradient_norm)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medcoss_components.networks.lean import gelu_linear
+
 SHORT_TOKENS = 256
 LOWEST = -1e9
 
@@ -124,7 +126,7 @@ class Block(nn.Module):
         first, second = (None, None) if weights is None else weights[:, None, None].unbind(-1)
         branch = self.attention(self.attention_norm(tokens), mask, causal)
         tokens = tokens + scaled(branch, self.attention_scale, first)
-        branch = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(tokens))))
+        branch = gelu_linear(self.mlp_in(self.mlp_norm(tokens)), self.mlp_out)
         return tokens + scaled(branch, self.mlp_scale, second)
 
 

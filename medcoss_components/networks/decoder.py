@@ -15,6 +15,7 @@ from medcoss_components.errors import InputError
 from medcoss_components.networks.blocks import Block
 from medcoss_components.networks.embeddings import interpolate_grid, sincos_table
 from medcoss_components.networks.initialisation import fill_normal
+from medcoss_components.networks.lean import run_block
 from medcoss_components.pretext.masking import PatchOrder
 
 
@@ -92,6 +93,7 @@ class ImageDecoder(nn.Module):
         outputs: dict[int, int],
     ) -> None:
         super().__init__()
+        self.checkpoint_blocks = False
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.ModuleDict({f"{d}d": _positions(positions, width, grid) for d, grid in grids.items()})
@@ -132,7 +134,7 @@ class ImageDecoder(nn.Module):
         """
         tokens = self._tokens(dimension, encoded, order, grid)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run_block(block, tokens, checkpointed=self.checkpoint_blocks)
         wanted = tokens[:, 1 + order.kept :] if removed_only else tokens[:, 1:]
         return self.heads[f"{dimension}d"](self.norm(wanted))
 

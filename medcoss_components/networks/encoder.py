@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medcoss_components.errors import InputError
 from medcoss_components.networks.blocks import Block, attention_mask, branch_weights
+from medcoss_components.networks.lean import run_block
 from medcoss_components.networks.packing import Packing, packed_block
 
 
@@ -32,6 +33,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.stochastic_depth = stochastic_depth
+        self.checkpoint_blocks = False
         self.blocks = nn.ModuleList(
             Block(width=width, heads=heads, mlp_width=mlp_width, layer_scale=layer_scale) for _ in range(depth)
         )
@@ -84,7 +86,7 @@ class Encoder(nn.Module):
         kept = {0: tokens}
         for number, block in enumerate(self.blocks):
             pair = None if weights is None else weights[:, 2 * number : 2 * number + 2]
-            tokens = block(tokens, mask, causal, pair)
+            tokens = run_block(block, tokens, mask, causal, pair, checkpointed=self.checkpoint_blocks)
             if number + 1 in after:
                 kept[number + 1] = tokens
         return [kept[number] for number in after]
@@ -97,7 +99,7 @@ class Encoder(nn.Module):
         kept = {0: tokens}
         for number, block in enumerate(self.blocks):
             pair = None if weights is None else weights[:, 2 * number : 2 * number + 2]
-            rows = packed_block(block, rows, packing, pair)
+            rows = run_block(packed_block, block, rows, packing, pair, checkpointed=self.checkpoint_blocks)
             if number + 1 in after:
                 kept[number + 1] = packing.unpack(rows)
         return [kept[number] for number in after]

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medcoss_components.networks.blocks import Block, scaled
+from medcoss_components.networks.lean import gelu_linear
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def packed_block(block: Block, rows: Tensor, packing: Packing, weights: Tensor |
         return block.attention.output(packed.pack(block.attention.mix(qkv, packed.mask, packed.causal)))
 
     def perceptron(part: Tensor, packed: Packing) -> Tensor:
-        return block.mlp_out(F.gelu(block.mlp_in(block.mlp_norm(part))))
+        return gelu_linear(block.mlp_in(block.mlp_norm(part)), block.mlp_out)
 
     first, second = (None, None) if weights is None else weights.unbind(-1)
     rows = _add_branch(rows, attention, block.attention_scale, first, packing)
@@ -92,12 +92,16 @@ def _add_branch(
     weight: Tensor | None,
     packing: Packing,
 ) -> Tensor:
-    """rows (T, D) + scale * weight * branch(rows), computed for the samples whose weight (B,) is not 0."""
+    """rows (T, D) + scale * weight * branch(rows), computed for the samples whose weight (B,) is not 0.
+
+    Where all are dropped, one is computed all the same: the parameters then have a gradient of 0, not none, as when the
+    samples of another rank keep the branch.
+    """
     if weight is None:
         return rows + scaled(branch(rows, packing), scale, None)
     samples = weight.nonzero().squeeze(1)
     if len(samples) == 0:
-        return rows
+        samples = weight.new_zeros(1, dtype=torch.long)
     factor = weight[samples[0]]  # the same for all that are kept
     if len(samples) == len(weight):
         return rows + scaled(branch(rows, packing), scale, factor)

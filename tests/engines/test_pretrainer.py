@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from ignite.engine import Events
 
 from medcoss_components.engines import batches
+from medcoss_components.engines import trainer as trainer_module
 from medcoss_components.engines.handlers import LearningRateSchedule, LossHistory, NonFiniteGuard, ResumeCheckpoint
+from medcoss_components.engines.stepping import StepInBackward
 from medcoss_components.errors import InputError
 
 
@@ -136,6 +140,7 @@ class TestAccumulation:
             accumulation_steps=steps,
             augment=False,
             max_epochs=1,
+            max_gradient_norm=1e9,  # clips nothing, and keeps the gradients for us to see
         )
         trainer.run()
         return trainer
@@ -178,10 +183,38 @@ class TestClipping:
         return torch.stack([value.square().sum() for value in gradients(trainer.model).values()]).sum().sqrt().item()
 
     def test_norm_is_cut_to_the_limit(self, fake_source, make_trainer):
-        free = self.norm(fake_source, make_trainer, None)
+        free = self.norm(fake_source, make_trainer, 1e9)
         assert free > 0.02
         assert self.norm(fake_source, make_trainer, 0.01) == pytest.approx(0.01, rel=1e-3)
         assert self.norm(fake_source, make_trainer, 1000.0) == pytest.approx(free, rel=1e-6)
+
+
+class TestSteppingInBackward:
+    def trained(self, fake_source, make_trainer, tiny_network, **options):
+        trainer = make_trainer(fake_source("xray", 8), network=tiny_network(), max_epochs=2, **options)
+        trainer.run()
+        return trainer
+
+    def test_same_bits_as_one_step_at_the_end(self, fake_source, make_trainer, tiny_network, monkeypatch):
+        """Every parameter on its own against all at once (the norm of 1e9 clips nothing)."""
+        monkeypatch.setattr(trainer_module, "StepInBackward", partial(StepInBackward, portion=1))
+        early = self.trained(fake_source, make_trainer, tiny_network)
+        late = self.trained(fake_source, make_trainer, tiny_network, max_gradient_norm=1e9)
+        assert early.early_steps is not None and late.early_steps is None
+        for (name, one), other in zip(early.model.named_parameters(), late.model.parameters(), strict=True):
+            assert torch.equal(one, other), name
+        one, other = (trainer.optimizer.state_dict()["state"] for trainer in (early, late))
+        assert one.keys() == other.keys()
+        for number, state in one.items():
+            assert all(torch.equal(value, other[number][key]) for key, value in state.items())
+
+    def test_no_gradient_is_left(self, fake_source, make_trainer, tiny_network):
+        trainer = self.trained(fake_source, make_trainer, tiny_network)
+        assert gradients(trainer.model) == {} and trainer.early_steps.pending == 0
+
+    @pytest.mark.parametrize("options", [{"max_gradient_norm": 1.0}, {"accumulation_steps": 2}])
+    def test_not_with_what_needs_all_gradients(self, options, fake_source, make_trainer, tiny_network):
+        assert self.trained(fake_source, make_trainer, tiny_network, **options).early_steps is None
 
 
 class TestNotFinite:

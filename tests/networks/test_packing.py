@@ -87,3 +87,9 @@ def test_attention_in_bfloat16_is_near_float32(encoder, padding):
         exact = encoder(tokens, padding_mask=padding)
     scale = exact.abs().max()
     assert (rounded.float() - exact).abs().max() < 0.03 * scale
+
+
+def test_a_branch_that_all_samples_drop_has_gradients_of_zero(encoder):
+    packed = encoder(torch.randn(4, 5, 8), depth_noise=torch.zeros(4, 6))
+    packed.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in encoder.parameters())

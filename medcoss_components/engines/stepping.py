@@ -1,0 +1,38 @@
+"""Updating weights while the backward pass runs, so that the gradients of all layers never stand in memory together."""
+
+from __future__ import annotations
+
+import torch
+
+PORTION_BYTES = 64 << 20
+"""Gradients are used up whenever so much of them has come together."""
+
+
+class StepInBackward:
+    """Lets an optimiser step as soon as gradients are complete, layer by layer.
+
+    Every update of AdamW concerns one parameter alone, so the result is the same, bit for bit. It cannot go with what
+    looks at all gradients at once or at those of several batches: clipping by the norm, gradient scaling, accumulation,
+    several processes.
+
+    Args:
+        optimizer: its parameters get a hook each; :meth:`finish` is called after the backward pass.
+        portion: bytes of gradients that may come together.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, portion: int = PORTION_BYTES) -> None:
+        self.optimizer, self.portion, self.pending = optimizer, portion, 0
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.register_post_accumulate_grad_hook(self._take)
+
+    def _take(self, parameter: torch.Tensor) -> None:
+        self.pending += 0 if parameter.grad is None else parameter.grad.nbytes
+        if self.pending >= self.portion:
+            self.finish()
+
+    def finish(self) -> None:
+        """Use up the gradients that are there."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pending = 0
