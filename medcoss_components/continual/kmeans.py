@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 LEAST_GAIN = 1e-4
 """Rounds end when one lowers the inertia by less than this share."""
 ROWS_PER_CLUSTER = 30
-"""So many rows per cluster are looked at before all are."""
+"""The first rounds look at so many rows per cluster, where that is less than half of all."""
 ROUNDING = 1e-6
 """Of a squared distance in float32, relative to the squared lengths; smaller ones count as 0."""
 
@@ -211,7 +211,7 @@ def _moved_centres(points: np.ndarray, centres: np.ndarray, pool: ThreadPoolExec
 
 
 def cluster(points: np.ndarray, *, clusters: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's k-means from one k-means|| start, first on some of the rows, then on all of them.
+    """Lloyd's k-means from one k-means|| start, first with some of the rows, then with all of them.
 
     Rounds end when no row changes its cluster, when the centres move by less than 1e-4 of the mean variance
     (scikit-learn's rule), or when a round lowers the inertia by less than 1e-4 of it; at the latest after 300.
@@ -231,19 +231,11 @@ def cluster(points: np.ndarray, *, clusters: int, generator: np.random.Generator
     points = points - offset
     blocks = [points[start : start + BLOCK_ROWS] for start in range(0, len(points), BLOCK_ROWS)]
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        some = _some_rows(points, clusters, generator)
-        centres = initial_centres(some, clusters=clusters, generator=generator, pool=pool)
-        if len(some) < len(points):
+        centres = initial_centres(points, clusters=clusters, generator=generator, pool=pool)
+        count = max(FEW_ROWS, ROWS_PER_CLUSTER * clusters)
+        if 2 * count < len(points):
+            some = points[np.sort(generator.choice(len(points), size=count, replace=False))]
             centres = _moved_centres(some, centres, pool)
         centres = _moved_centres(points, centres, pool)
         assignment = np.concatenate(list(pool.map(partial(_nearest, centres), blocks)))
     return assignment.astype(np.int64), centres + offset
-
-
-def _some_rows(points: np.ndarray, clusters: int, generator: np.random.Generator) -> np.ndarray:
-    """As many rows as say well enough where the centres go; all where that saves little or leaves too few kinds."""
-    count = max(FEW_ROWS, ROWS_PER_CLUSTER * clusters)
-    if 2 * count > len(points):
-        return points
-    some = points[np.sort(generator.choice(len(points), size=count, replace=False))]
-    return some if count_distinct_rows(some, clusters) == clusters else points
