@@ -57,35 +57,39 @@ def squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return result
 
 
+def _blocks(points: np.ndarray) -> list[slice]:
+    """The rows that one thread works on at a time; they do not depend on the number of threads."""
+    return [slice(start, start + BLOCK_ROWS) for start in range(0, len(points), BLOCK_ROWS)]
+
+
 def initial_centres(
     points: np.ndarray, *, clusters: int, generator: np.random.Generator, pool: ThreadPoolExecutor
 ) -> np.ndarray:
     """Centres (C, D) to start from: k-means|| candidates of (N, D) points, reduced by weighted greedy k-means++."""
-    rows, weights = np.arange(len(points)), np.ones(len(points))
+    candidates, weights = points, np.ones(len(points))
     if len(points) > max(FEW_ROWS, OVERSAMPLING * SEEDING_ROUNDS * clusters):
         rows, weights = _candidates(points, clusters, generator, pool)
-    return points[rows][plus_plus(points[rows], weights, clusters=clusters, generator=generator)]
+        candidates = points[rows]
+    return candidates[plus_plus(candidates, weights, clusters=clusters, generator=generator)]
 
 
 def _candidates(
     points: np.ndarray, clusters: int, generator: np.random.Generator, pool: ThreadPoolExecutor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (M,) drawn in rounds, each with a probability that grows with its squared distance, and how many points
-    (M,) are nearest to each. At least ``clusters`` different points are among them."""
-    blocks = [slice(start, start + BLOCK_ROWS) for start in range(0, len(points), BLOCK_ROWS)]
+    (M,) are nearest to each; all rows, where fewer than ``clusters`` were drawn."""
     rows = np.array([generator.integers(len(points))])
     nearest: np.ndarray = np.full(len(points), np.inf, points.dtype)
     owner: np.ndarray = np.zeros(len(points), np.int64)
     new, known = rows, 0
     for _ in range(SEEDING_ROUNDS + 1):
-        list(pool.map(partial(_come_nearer, points, points[new], nearest, owner, known), blocks))
+        list(pool.map(partial(_come_nearer, points, points[new], nearest, owner, known), _blocks(points)))
         known, draws = len(rows), generator.random(len(points))
         total = nearest.sum(dtype=np.float64)
-        wanted = max(OVERSAMPLING * clusters, clusters - known)
-        new = np.flatnonzero(draws * total < wanted * nearest.astype(np.float64))
+        new = np.flatnonzero(draws * total < OVERSAMPLING * clusters * nearest.astype(np.float64))
         rows = np.concatenate([rows, new])
     rows = rows[:known]
-    if np.count_nonzero(nearest) + known < clusters or known < clusters:
+    if known < clusters:
         return np.arange(len(points)), np.ones(len(points))
     return rows, np.bincount(owner, minlength=known).astype(np.float64)
 
@@ -97,7 +101,7 @@ def _come_nearer(
     if len(new) == 0:
         return
     part = points[block]
-    distances = _distances(part, new)
+    distances = _distances(part, new, _squared_lengths(part), _squared_lengths(new))
     best = distances.argmin(axis=1)
     least = distances[np.arange(len(part)), best]
     closer = least < nearest[block]
@@ -119,17 +123,17 @@ def plus_plus(points: np.ndarray, weights: np.ndarray, *, clusters: int, generat
     Returns:
         (C,) rows; none twice.
     """
-    trials = 2 + int(np.log(clusters))
+    trials, lengths, factors = 2 + int(np.log(clusters)), _squared_lengths(points), weights.astype(points.dtype)
     chosen = [int(_drawn(weights, generator, 1)[0])]
-    nearest = _distances(points[chosen], points)[0]
+    nearest = _distances(points[chosen], points, lengths[chosen], lengths)[0]
     while len(chosen) < clusters:
         mass = nearest * weights
         if not mass.any():  # every point equals a centre: points that are left, in any order
             chosen.append(int(generator.choice(np.setdiff1d(np.arange(len(points)), chosen))))
             continue
         drawn = _drawn(mass, generator, trials)
-        distances = np.minimum(_distances(points[drawn], points), nearest)
-        best = (distances @ weights.astype(points.dtype)).argmin()
+        distances = np.minimum(_distances(points[drawn], points, lengths[drawn], lengths), nearest)
+        best = (distances @ factors).argmin()
         chosen.append(int(drawn[best]))
         nearest = distances[best]
     return np.array(chosen)
@@ -141,9 +145,16 @@ def _drawn(mass: np.ndarray, generator: np.random.Generator, count: int) -> np.n
     return np.searchsorted(steps, generator.random(count) * steps[-1], side="right").clip(max=len(mass) - 1)
 
 
-def _distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Squared distances (N, M) of ``points`` (N, D) and ``others`` (M, D); what is only rounding is 0."""
-    scale = np.square(points).sum(axis=1)[:, None] + np.square(others).sum(axis=1)
+def _squared_lengths(points: np.ndarray) -> np.ndarray:
+    return np.square(points).sum(axis=1)
+
+
+def _distances(points: np.ndarray, others: np.ndarray, lengths: np.ndarray, other_lengths: np.ndarray) -> np.ndarray:
+    """Squared distances (N, M) of ``points`` (N, D) and ``others`` (M, D); what is only rounding is 0.
+
+    ``lengths`` (N,) and ``other_lengths`` (M,) are squared; a loop over centres computes them once.
+    """
+    scale = lengths[:, None] + other_lengths
     distances = points @ others.T
     distances *= -2.0
     distances += scale
@@ -159,7 +170,7 @@ def _nearest(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
 def _scores(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Squared distances (n, C) less the squared lengths of the points."""
     scores = points @ (-2.0 * centres.T)
-    scores += np.square(centres).sum(axis=1)
+    scores += _squared_lengths(centres)
     return scores
 
 
@@ -195,7 +206,7 @@ def _updated_centres(
 
 def _moved_centres(points: np.ndarray, centres: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
     """Lloyd's rounds from given centres, until they gain little."""
-    blocks = [points[start : start + BLOCK_ROWS] for start in range(0, len(points), BLOCK_ROWS)]
+    blocks = [points[block] for block in _blocks(points)]
     spread = float(np.square(points).sum(dtype=np.float64))
     tolerance = TOLERANCE * spread / points.size
     former, inertia = np.full(len(points), -1), np.inf
@@ -229,7 +240,7 @@ def cluster(points: np.ndarray, *, clusters: int, generator: np.random.Generator
 
     offset = points.mean(axis=0, dtype=np.float64).astype(points.dtype)
     points = points - offset
-    blocks = [points[start : start + BLOCK_ROWS] for start in range(0, len(points), BLOCK_ROWS)]
+    blocks = [points[block] for block in _blocks(points)]
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         centres = initial_centres(points, clusters=clusters, generator=generator, pool=pool)
         count = max(FEW_ROWS, ROWS_PER_CLUSTER * clusters)

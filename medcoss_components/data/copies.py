@@ -23,7 +23,8 @@ from medcoss_components.progress import progress
 DUPLICATES = ("refuse", "drop", "keep")
 """What can happen to items of equal content."""
 STAYING = ("testing", "validation", "training", "")
-"""Of copies in several splits the one in the first of these stays: a testing list keeps its published length."""
+"""Of copies, or of a patient's items, in several splits those in the first of these stay: a testing list keeps its
+published length."""
 PREFIX_BYTES = 1 << 16
 _THREADS = 16  # waiting for a disk or a network share needs no core
 _PORTION = 4096

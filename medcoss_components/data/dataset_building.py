@@ -5,16 +5,18 @@ files --(adapter)--> findings --> copies, patients that stand in several splits 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.dataset_recipe import ALL, SPLIT_BY, DatasetRecipe, dataset_recipe
 from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut
-from medcoss_components.data.copies import without_copies
+from medcoss_components.data.copies import STAYING, without_copies
+from medcoss_components.data.linking import files_folder
 from medcoss_components.data.manifest_assembly import (
     Built,
+    groups_in_several,
     hashed_groups,
     require_items,
     splits_by_shares,
@@ -22,9 +24,6 @@ from medcoss_components.data.manifest_assembly import (
 )
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
-
-_KEPT_FIRST = ("testing", "validation", "training")
-"""A patient who stands in several published splits stays in the first of these."""
 
 
 def build_dataset_manifest(
@@ -94,7 +93,7 @@ def _source(
         root=root,
         modality=get_modality(recipe.modality),
         settings=settings,
-        files_dir=path.absolute().with_name(f"{path.stem}.files"),
+        files_dir=files_folder(path.absolute()),
         workers=workers,
     )
 
@@ -160,7 +159,7 @@ def _placed(found: Sequence[Found], split_by: str) -> Findings:
     placed = [item for item in found if item.split]
     if split_by == "as_published":
         return placed, left
-    home = {item.patient: split for split in reversed(_KEPT_FIRST) for item in placed if item.split == split}
+    home = {item.patient: split for split in reversed(STAYING) for item in placed if item.split == split}
     apart = [item for item in placed if not item.patient or home[item.patient] == item.split]
     why = "its patient also stands in the {} split of the publisher"
     left += [
@@ -173,10 +172,7 @@ def _placed(found: Sequence[Found], split_by: str) -> Findings:
 
 def _cut_groups(groups: Sequence[str], splits: Sequence[str]) -> tuple[list[str], list[str]]:
     """Groups that stand in one split each, and a note on how many of them were one patient's."""
-    seen: dict[str, set[str]] = defaultdict(set)
-    for group, split in zip(groups, splits, strict=True):
-        seen[group].add(split)
-    cut = {group for group, names in seen.items() if len(names) > 1}
+    cut = set(groups_in_several(groups, splits))
     named = [f"{group}-{split}" if group in cut else group for group, split in zip(groups, splits, strict=True)]
     note = (
         f"{len(cut)} patients stand in several of the publisher's splits and count once in each: scores on these "

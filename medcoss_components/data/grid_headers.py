@@ -10,14 +10,12 @@ import numpy as np
 
 from medcoss_components.data.adapters.findings import header_size
 from medcoss_components.data.readers_common import naming_file, require_file
-from medcoss_components.data.readers_dicom import is_dicom, read_dataset
+from medcoss_components.data.readers_dicom import image_spacing, is_dicom, read_dataset
 from medcoss_components.data.readers_image import IMAGE_SUFFIXES
 from medcoss_components.data.readers_series import dicom_stack, series_files
 from medcoss_components.data.readers_slices import SLICES_SUFFIX, read_slice_stack, slices_size
 from medcoss_components.data.readers_volume import ITK_SUFFIXES, NIFTI_SUFFIXES, itk_grid, nifti_grid
 from medcoss_components.errors import InputError
-
-_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,9 @@ def read_image_grid(path: Path) -> HeaderGrid:
     if not is_dicom(path):
         raise InputError(f"{path}: no such file, or no image of a known format.")
     header = read_dataset(path, stop_before_pixels=True)
-    found = (header.get(name) for name in _SPACINGS)
     with naming_file(path, show_detail=False):
-        rows, columns = next((value for value in found if value is not None and len(value) == 2), (0, 0))
-        spacing = (float(columns), float(rows)) if min(rows, columns) > 0 else ()
-        return HeaderGrid((int(header.Columns), int(header.Rows)), spacing)
+        spacing = image_spacing(header) or ()
+        return HeaderGrid((int(header.Columns), int(header.Rows)), spacing[::-1])
 
 
 def read_volume_grid(path: Path) -> HeaderGrid:

@@ -9,7 +9,7 @@ where a path tells who the patient is, those of published data sets are the publ
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,14 @@ def hashed_groups(found: Sequence[Found]) -> list[str]:
     """Group of every item: the salted hash of its patient, or of its own name where no patient is known."""
     salt = identifier_salt()
     return [hash_identifier(item.patient or f"own {item.name}", salt) for item in found]
+
+
+def groups_in_several(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """Groups that stand in more than one split, in the order of the items."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        seen[group].add(split)
+    return [group for group, names in seen.items() if len(names) > 1]
 
 
 def splits_by_shares(

@@ -22,6 +22,7 @@ from medcoss_components.data.linking import files_folder, remove_other_links
 from medcoss_components.data.manifest import SPLITS
 from medcoss_components.data.manifest_assembly import (
     Built,
+    groups_in_several,
     hashed_groups,
     record_path,
     require_items,
@@ -315,10 +316,7 @@ def _splits(data: OwnData, found: Sequence[Found], groups: Sequence[str]) -> lis
 
 
 def _check_leakage(data: OwnData, groups: Sequence[str], splits: Sequence[str]) -> None:
-    seen: dict[str, set[str]] = defaultdict(set)
-    for group, split in zip(groups, splits, strict=True):
-        seen[group].add(split)
-    if cut := [group for group, names in seen.items() if len(names) > 1]:
+    if cut := groups_in_several(groups, splits):
         raise InputError(
             f"{data.labels}: {len(cut)} patients stand in several splits (hashed: {', '.join(cut[:3])}). A patient "
             "belongs to one split: correct the column, or leave it out and give --split."

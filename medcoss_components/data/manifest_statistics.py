@@ -6,7 +6,7 @@ A file that cannot be read is counted and passed over; ``medcoss manifest check`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from medcoss_components.data.grid_headers import read_image_grid, read_volume_grid
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
+from medcoss_components.data.manifest_summary import aligned
 from medcoss_components.data.readers import read_image, read_volume
 from medcoss_components.data.readers_common import ARBITRARY
 from medcoss_components.errors import InputError
@@ -182,7 +183,7 @@ def describe_statistics(content: Mapping[str, Any]) -> str:
         _size_rows(content.get("sizes", {}), "spacing", "spacing (mm)"),
         _intensity_rows(content.get("intensities", {})),
     ]
-    return "\n".join(line for rows in tables if len(rows) > 1 for line in _aligned(rows))
+    return "\n".join(line for rows in tables if len(rows) > 1 for line in aligned(rows))
 
 
 def _text_rows(texts: Mapping[str, Any]) -> list[list[str]]:
@@ -225,13 +226,3 @@ def _number(value: float) -> str:
     ('512', '0.9766', '-1024')
     """
     return str(int(value)) if float(value).is_integer() else f"{value:.4g}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells)

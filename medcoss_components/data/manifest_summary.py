@@ -63,17 +63,18 @@ def describe(manifest: Manifest) -> str:
     least, mean, most = group_sizes(manifest)
     heading = f"{manifest.name} {manifest.version}: {manifest.modality.name}, licence: {manifest.licence}"
     footer = f"items (groups); a group has {least} to {most} items, {mean:.3g} on average"
-    return "\n".join([heading, *_aligned([["label", *SPLITS], *rows]), footer])
+    return "\n".join([heading, *aligned([["label", *SPLITS], *rows]), footer])
 
 
 def _cell(items: int, groups: int) -> str:
     return f"{items} ({groups})" if items else "-"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table for the terminal: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(cell.ljust(width) if number == 0 else cell.rjust(width)
-                  for number, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(cell.rjust(width) if place else cell.ljust(width)
+                  for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     ]  # fmt: skip

@@ -101,13 +101,13 @@ def _read_image(path: Path, expected_modality: str | Collection[str] | None) -> 
         raise InputError(f"{path}: an image has 1 frame, this file has {frames}. Read it as a volume or split it.")
     with naming_file(path):
         pixels = _colour(dataset, decode(dataset)) if is_colour(dataset) else _grey(dataset, decode(dataset))
-    return ImageData(require_finite(pixels, path), _image_spacing(dataset), UNITS.get(code, ARBITRARY))
+    return ImageData(require_finite(pixels, path), image_spacing(dataset), UNITS.get(code, ARBITRARY))
 
 
 def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Any:
     import pydicom
 
-    _quieten()
+    quieten()
     with naming_file(path, show_detail=False):
         dataset = pydicom.dcmread(path, force=True, specific_tags=list(TAGS), stop_before_pixels=stop_before_pixels)
         if "Rows" not in dataset or "Columns" not in dataset:
@@ -118,7 +118,7 @@ def read_dataset(path: Path, *, stop_before_pixels: bool = False) -> Any:
 
 
 @cache
-def _quieten() -> None:
+def quieten() -> None:
     """No warnings that quote header values, no tracebacks of decoders: our own error says what failed."""
     from pydicom import config
 
@@ -202,7 +202,8 @@ def darken_padding(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.n
     return np.where(mask & (values > darkest), darkest, values)
 
 
-def _image_spacing(dataset: Any) -> tuple[float, float] | None:
+def image_spacing(dataset: Any) -> tuple[float, float] | None:
+    """(row, column) distance of pixels in mm as the header of an image says, or None."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         values = dataset.get(name)
         if values is not None and len(values) == 2 and min(values) > 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medcoss_components.errors import InputError
 from medcoss_components.networks.blocks import Block, attention_mask, branch_weights
-from medcoss_components.networks.lean import run_block
+from medcoss_components.networks.lean import is_traced, run_block
 from medcoss_components.networks.packing import Packing, packed_block
 
 
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         _check_blocks(after, len(self.blocks))
         mask = attention_mask(padding_mask, causal)
         weights = self._branch_weights(tokens, depth_noise)
-        if tokens.device.type == "cpu" and not _traced():
+        if tokens.device.type == "cpu" and not is_traced():
             real = None if padding_features or padding_mask is None else padding_mask.bool()
             packing = Packing(tokens.shape[0], tokens.shape[1], mask, causal, real)
             return self._packed_states(tokens, after, packing, weights)
@@ -122,11 +122,6 @@ class Encoder(nn.Module):
             depth_noise=depth_noise,
             padding_features=padding_features,
         )[0]
-
-
-def _traced() -> bool:
-    """Whether the network is being written down for other inputs than these: rows must not be chosen by value then."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 def _check_blocks(after: Sequence[int], depth: int) -> None:

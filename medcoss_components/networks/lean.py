@@ -29,6 +29,11 @@ class _GeluLinear(torch.autograd.Function):
         return of_hidden, of_weight, rows.sum(dim=0) if wanted[2] else None
 
 
+def is_traced() -> bool:
+    """Whether the network is being written down for other inputs than these: nothing may depend on values then."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
 def gelu_linear(hidden: Tensor, layer: nn.Linear) -> Tensor:
     """``layer(gelu(hidden))``, exact GELU; in training it keeps half of what the two would keep.
 
@@ -39,7 +44,7 @@ def gelu_linear(hidden: Tensor, layer: nn.Linear) -> Tensor:
     Returns:
         (..., D), in the dtype of ``layer(hidden)``.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not torch.is_grad_enabled() or is_traced():
         return layer(F.gelu(hidden))
     device = hidden.device.type
     if not torch.is_autocast_enabled(device):

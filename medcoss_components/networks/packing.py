@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,16 +34,20 @@ class Packing:
     causal: bool
     real: Tensor | None = None
 
+    @cached_property
+    def _places(self) -> Tensor | None:
+        """(T,) places of the real tokens among all, which every block asks for; None when every token is real."""
+        return None if self.real is None else self.real.flatten().nonzero().squeeze(1)
+
     def pack(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (T, D)."""
         rows = tokens.flatten(0, 1)
-        return rows if self.real is None else rows[self.real.flatten().nonzero().squeeze(1)]
+        return rows if self._places is None else rows[self._places]
 
     def unpack(self, rows: Tensor) -> Tensor:
         """(T, D) -> (B, N, D), zeros at padding."""
-        if self.real is not None:
-            places = self.real.flatten().nonzero().squeeze(1)
-            rows = rows.new_zeros(self.batch * self.length, rows.shape[1]).index_copy(0, places, rows)
+        if self._places is not None:
+            rows = rows.new_zeros(self.batch * self.length, rows.shape[1]).index_copy(0, self._places, rows)
         return rows.view(self.batch, self.length, -1)
 
     def part(self, samples: Tensor) -> tuple[Packing, Tensor]:

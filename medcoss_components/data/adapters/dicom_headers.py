@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medcoss_components.data.readers_common import naming_file
-from medcoss_components.data.readers_dicom import LOCALIZERS, SECONDARY_CAPTURE
+from medcoss_components.data.readers_dicom import LOCALIZERS, SECONDARY_CAPTURE, quieten
 from medcoss_components.data.readers_series import SPACING_TOLERANCE
 from medcoss_components.errors import InputError
 
@@ -122,7 +121,7 @@ def read_header(path: Path) -> Header:
     """
     import pydicom
 
-    _quieten()
+    quieten()
     with naming_file(path, show_detail=False):
         dataset = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS), stop_before_pixels=True)
         if "Rows" not in dataset or "Columns" not in dataset:
@@ -233,11 +232,3 @@ def _spacing_problem(steps: np.ndarray) -> str:
         return f"{int((steps < 1e-3).sum())} slices lie at the place of another one"
     uneven = int((np.abs(steps - usual) > SPACING_TOLERANCE * usual).sum())
     return f"{uneven} gaps between slices differ from the usual {usual:.3g} mm; slices are missing" if uneven else ""
-
-
-@cache
-def _quieten() -> None:
-    """No warnings that quote header values."""
-    from pydicom import config
-
-    config.settings.reading_validation_mode = config.IGNORE

@@ -30,7 +30,7 @@ from medcoss_components.data.adapters.findings import (
 )
 from medcoss_components.data.adapters.made_volumes import make_series_folder, save_nifti
 from medcoss_components.data.readers_common import naming_file
-from medcoss_components.data.readers_dicom import is_dicom
+from medcoss_components.data.readers_dicom import is_dicom, quieten
 from medcoss_components.data.readers_series import dicom_stack
 from medcoss_components.data.readers_volume import NIFTI_SUFFIXES
 from medcoss_components.data.rtstruct import Structure, StructureSet, fill_contours, read_structure_set
@@ -154,9 +154,8 @@ def read_header(path: Path) -> Header:
         InputError: a damaged file.
     """
     import pydicom
-    from pydicom import config
 
-    config.settings.reading_validation_mode = config.IGNORE  # no warnings that quote header values
+    quieten()
     with naming_file(path, show_detail=False):
         dataset = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS), stop_before_pixels=True)
         values = {name: str(dataset.get(name) or "").strip() for name in _TAGS}
