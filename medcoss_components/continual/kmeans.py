@@ -7,6 +7,9 @@ rows are cut into fixed blocks, each block is worked on by one thread, and the b
 The start is k-means|| (B. Bahmani et al., Scalable k-means++, VLDB 2012): a few rounds over all rows draw many
 candidates at once, and greedy k-means++ chooses the centres among these. k-means++ over all rows, one centre after the
 other, would take nearly all of the time.
+
+Embeddings vary in far fewer directions than they have numbers. Start and most rounds therefore look at the coordinates
+in the main directions alone, where these hold nearly all of the variance; the last rounds look at everything.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +33,14 @@ MAXIMUM_ROUNDS = 300
 TOLERANCE = 1e-4
 LEAST_GAIN = 1e-4
 """Rounds end when one lowers the inertia by less than this share."""
-ROWS_PER_CLUSTER = 30
-"""The first rounds look at so many rows per cluster, where that is less than half of all."""
+LAST_GAIN = 1e-3
+"""The same for rounds that look at everything after others have looked at the main directions."""
+DIRECTIONS = 64
+"""Main directions that the first rounds look at."""
+ENOUGH_VARIANCE = 0.9
+"""Share of the variance that the main directions must hold, else all rounds look at everything."""
+SAMPLED_ROWS = 4096
+"""Rows that the main directions are computed from."""
 ROUNDING = 1e-6
 """Of a squared distance in float32, relative to the squared lengths; smaller ones count as 0."""
 
@@ -78,12 +88,14 @@ def _candidates(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (M,) drawn in rounds, each with a probability that grows with its squared distance, and how many points
     (M,) are nearest to each; all rows, where fewer than ``clusters`` were drawn."""
-    rows = np.array([generator.integers(len(points))])
+    rows, lengths = np.array([generator.integers(len(points))]), _squared_lengths(points)
     nearest: np.ndarray = np.full(len(points), np.inf, points.dtype)
     owner: np.ndarray = np.zeros(len(points), np.int64)
     new, known = rows, 0
     for _ in range(SEEDING_ROUNDS + 1):
-        list(pool.map(partial(_come_nearer, points, points[new], nearest, owner, known), _blocks(points)))
+        if len(new):
+            look = partial(_come_nearer, points, lengths, points[new], (nearest, owner), known)
+            list(pool.map(look, _blocks(points)))
         known, draws = len(rows), generator.random(len(points))
         total = nearest.sum(dtype=np.float64)
         new = np.flatnonzero(draws * total < OVERSAMPLING * clusters * nearest.astype(np.float64))
@@ -95,15 +107,20 @@ def _candidates(
 
 
 def _come_nearer(
-    points: np.ndarray, new: np.ndarray, nearest: np.ndarray, owner: np.ndarray, known: int, block: slice
+    points: np.ndarray,
+    lengths: np.ndarray,
+    new: np.ndarray,
+    state: tuple[np.ndarray, np.ndarray],
+    known: int,
+    block: slice,
 ) -> None:
-    """Take ``new`` candidates (M, D), numbered from ``known``, into account for the points of a block, in place."""
-    if len(new) == 0:
-        return
-    part = points[block]
-    distances = _distances(part, new, _squared_lengths(part), _squared_lengths(new))
-    best = distances.argmin(axis=1)
-    least = distances[np.arange(len(part)), best]
+    """Take ``new`` candidates (M, D), numbered from ``known``, into account for the points of a block: ``state`` holds
+    the squared distance (N,) to the nearest candidate and its number (N,), and is changed in place."""
+    nearest, owner = state
+    scores = _scores(new, points[block])
+    best = scores.argmin(axis=1)
+    least = _at(scores, best) + lengths[block]
+    least[least <= ROUNDING * (lengths[block] + _squared_lengths(new)[best])] = 0.0
     closer = least < nearest[block]
     nearest[block] = np.where(closer, least, nearest[block])
     owner[block] = np.where(closer, best + known, owner[block])
@@ -162,34 +179,38 @@ def _distances(points: np.ndarray, others: np.ndarray, lengths: np.ndarray, othe
     return distances
 
 
-def _nearest(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Index (N,) of the nearest centre of each row; the lowest index wins a tie. ||x||^2 is left out: same for all."""
-    return _scores(centres, points).argmin(axis=1)
-
-
 def _scores(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Squared distances (n, C) less the squared lengths of the points."""
+    """Squared distances (n, C) less the squared lengths of the points, which are the same for all centres."""
     scores = points @ (-2.0 * centres.T)
     scores += _squared_lengths(centres)
     return scores
 
 
-def _assign_and_sum(centres: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Nearest centres (n,) of one block, per cluster the sum (C, D) and number (C,) of the block's rows, and the sum of
-    the squared distances less the rows' squared lengths."""
+def _at(table: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """The entry (n,) of each row of ``table`` (n, C) in that row's column (n,)."""
+    return table[np.arange(len(table)), columns]
+
+
+def _sums(nearest: np.ndarray, points: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Per cluster the sum (C, D) and the number (C,) of the points (n, D) that are assigned (n,) to it."""
     from scipy.sparse import csr_array
 
-    scores = _scores(centres, points)
-    nearest, clusters = scores.argmin(axis=1), len(centres)
-    least = float(np.take_along_axis(scores, nearest[:, None], axis=1).sum(dtype=np.float64))
     ones = np.ones(len(points), dtype=points.dtype)
     members = csr_array((ones, (nearest, np.arange(len(points)))), shape=(clusters, len(points)))
-    return nearest, members @ points, np.bincount(nearest, minlength=clusters), least
+    return members @ points, np.bincount(nearest, minlength=clusters)
 
 
-def _updated_centres(
-    centres: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray, float]]
-) -> tuple[np.ndarray, np.ndarray, float]:
+Block = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+"""Of n rows: nearest centres (n,), sums (C, D), numbers (C,), sum of the squared distances less the squared lengths."""
+
+
+def _assign_and_sum(centres: np.ndarray, points: np.ndarray) -> Block:
+    scores = _scores(centres, points)
+    nearest = scores.argmin(axis=1)
+    return nearest, *_sums(nearest, points, len(centres)), float(_at(scores, nearest).sum(dtype=np.float64))
+
+
+def _updated_centres(centres: np.ndarray, blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray, float]:
     """Add up the blocks in order: assignment (N,), new centres (C, D), sum of scores. An empty cluster stays put."""
     sums: np.ndarray = np.zeros(centres.shape, dtype=np.float64)
     counts: np.ndarray = np.zeros(len(centres), dtype=np.int64)
@@ -204,28 +225,83 @@ def _updated_centres(
     return np.concatenate(assignment), moved, total
 
 
-def _moved_centres(points: np.ndarray, centres: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-    """Lloyd's rounds from given centres, until they gain little."""
+def _lloyd(
+    points: np.ndarray,
+    centres: np.ndarray,
+    pool: ThreadPoolExecutor,
+    *,
+    inertia: float = np.inf,
+    least_gain: float = LEAST_GAIN,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lloyd's rounds from given centres, until they gain little against the ``inertia`` so far: centres (C, D), and the
+    nearest of each point (N,)."""
     blocks = [points[block] for block in _blocks(points)]
     spread = float(np.square(points).sum(dtype=np.float64))
     tolerance = TOLERANCE * spread / points.size
-    former, inertia = np.full(len(points), -1), np.inf
+    former = np.full(len(points), -1)
     for _ in progress(range(MAXIMUM_ROUNDS), description="k-means", unit="round", leave=False):
         assigned = pool.map(partial(_assign_and_sum, centres), blocks)
         assignment, moved, total = _updated_centres(centres, assigned)
         shift = float(np.square(moved - centres, dtype=np.float64).sum())
         unchanged, gain = np.array_equal(assignment, former), inertia - (spread + total)
-        former, inertia, centres = assignment, spread + total, moved
-        if unchanged or shift <= tolerance or gain < LEAST_GAIN * inertia:
+        former, inertia = assignment, spread + total
+        if unchanged or shift <= tolerance or gain < least_gain * inertia:
             break
-    return centres
+        centres = moved
+    return centres, assignment
+
+
+def main_directions(points: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Directions (D, 64) of most variance of centred points (N, D), orthonormal, and the share of the variance that
+    they hold.
+
+    By subspace iteration on some of the rows (N. Halko et al., Finding structure with randomness, SIAM Review 2011).
+    """
+    rows = np.sort(generator.choice(len(points), size=min(SAMPLED_ROWS, len(points)), replace=False))
+    sample = points[rows]
+    directions = generator.standard_normal((points.shape[1], DIRECTIONS), dtype=points.dtype)
+    for _ in range(3):
+        directions = np.linalg.qr(sample.T @ (sample @ directions))[0]
+    held = np.square(sample @ directions).sum(dtype=np.float64) / np.square(sample).sum(dtype=np.float64)
+    return directions, float(held)
+
+
+def _main_coordinates(
+    points: np.ndarray, generator: np.random.Generator, pool: ThreadPoolExecutor
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Coordinates (N, 64) in the main directions (D, 64), where these are much fewer and say nearly all; else None."""
+    if points.shape[1] < 2 * DIRECTIONS or len(points) <= FEW_ROWS:
+        return None
+    directions, held = main_directions(points, generator)
+    if held < ENOUGH_VARIANCE:
+        return None
+    return np.concatenate(list(pool.map(lambda block: points[block] @ directions, _blocks(points)))), directions
+
+
+def _seen_in_main_directions(
+    points: np.ndarray,
+    coordinates: np.ndarray,
+    directions: np.ndarray,
+    *,
+    clusters: int,
+    generator: np.random.Generator,
+    pool: ThreadPoolExecutor,
+) -> tuple[np.ndarray, float]:
+    """Centres (C, D) of the clusters that k-means finds in the coordinates, and their inertia among all numbers."""
+    start = initial_centres(coordinates, clusters=clusters, generator=generator, pool=pool)
+    centres, assignment = _lloyd(coordinates, start, pool)
+    sums, counts = _sums(assignment, points, clusters)
+    means = sums / np.maximum(counts, 1)[:, None].astype(points.dtype)
+    inertia = np.square(points).sum(dtype=np.float64) - (counts * np.square(means).sum(axis=1, dtype=np.float64)).sum()
+    return np.where(counts[:, None] > 0, means, centres @ directions.T), float(inertia)
 
 
 def cluster(points: np.ndarray, *, clusters: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Lloyd's k-means from one k-means|| start, first with some of the rows, then with all of them.
+    """Lloyd's k-means from one k-means|| start.
 
     Rounds end when no row changes its cluster, when the centres move by less than 1e-4 of the mean variance
-    (scikit-learn's rule), or when a round lowers the inertia by less than 1e-4 of it; at the latest after 300.
+    (scikit-learn's rule), or when a round lowers the inertia by less than 1e-4 of it (1e-3 where other rounds have
+    looked at the main directions before); at the latest after 300.
 
     Args:
         points: (N, D) float32, finite.
@@ -240,13 +316,12 @@ def cluster(points: np.ndarray, *, clusters: int, generator: np.random.Generator
 
     offset = points.mean(axis=0, dtype=np.float64).astype(points.dtype)
     points = points - offset
-    blocks = [points[block] for block in _blocks(points)]
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        centres = initial_centres(points, clusters=clusters, generator=generator, pool=pool)
-        count = max(FEW_ROWS, ROWS_PER_CLUSTER * clusters)
-        if 2 * count < len(points):
-            some = points[np.sort(generator.choice(len(points), size=count, replace=False))]
-            centres = _moved_centres(some, centres, pool)
-        centres = _moved_centres(points, centres, pool)
-        assignment = np.concatenate(list(pool.map(partial(_nearest, centres), blocks)))
+        options: dict[str, Any] = {"clusters": clusters, "generator": generator, "pool": pool}
+        seen = _main_coordinates(points, generator, pool)
+        if seen is None:
+            centres, assignment = _lloyd(points, initial_centres(points, **options), pool)
+        else:
+            centres, inertia = _seen_in_main_directions(points, *seen, **options)
+            centres, assignment = _lloyd(points, centres, pool, inertia=inertia, least_gain=LAST_GAIN)
     return assignment.astype(np.int64), centres + offset

@@ -114,6 +114,76 @@ def test_same_bits_whatever_the_number_of_threads():
         np.testing.assert_array_equal(centres, results[0][1])
 
 
+def flat(rows=2600, width=160, centres=30, seed=5, noise=0.01):
+    """Groups that lie in 20 of ``width`` directions, with little noise in all of them."""
+    generator = np.random.default_rng(seed)
+    directions = np.linalg.qr(generator.normal(size=(width, 20)))[0].T
+    places = generator.normal(size=(centres, 20))[np.arange(rows) % centres]
+    points = (places + 0.1 * generator.normal(size=places.shape)) @ directions
+    return (points + noise * generator.normal(size=points.shape)).astype(np.float32)
+
+
+def test_main_directions_hold_what_the_eigenvectors_hold():
+    points = flat(noise=0.1)
+    points -= points.mean(0)
+    directions, held = kmeans.main_directions(points, np.random.default_rng(0))
+    np.testing.assert_allclose(directions.T @ directions, np.eye(64), atol=1e-5)
+    variances = np.linalg.eigvalsh(points.T.astype(np.float64) @ points)[::-1]
+    best = variances[:64].sum() / variances.sum()
+    assert 0.99 * best < held <= best + 1e-6
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_groups_are_found_with_and_without_main_directions(looks, monkeypatch):
+    from sklearn.cluster import KMeans
+
+    asked, rounds = [], kmeans.main_directions
+    monkeypatch.setattr(kmeans, "main_directions", lambda *given: asked.append(1) or rounds(*given))
+    monkeypatch.setattr(kmeans, "ENOUGH_VARIANCE", 0.9 if looks else 1.1)
+    seen = []
+    monkeypatch.setattr(
+        kmeans,
+        "_seen_in_main_directions",
+        lambda *a, f=kmeans._seen_in_main_directions, **k: seen.append(1) or f(*a, **k),
+    )
+    points = flat()
+    assignment, centres = run(points, 30)
+    inertia = kmeans.squared_distances(points, centres[assignment]).sum()
+    assert (len(asked), len(seen)) == (1, int(looks))
+    assert inertia < 1.1 * KMeans(30, n_init=3, random_state=0).fit(points).inertia_
+    nearest = ((points[:, None] - centres[None]) ** 2).sum(-1).argmin(1)
+    assert (nearest == assignment).mean() > 0.999  # but for rounding
+
+
+def test_narrow_or_few_features_are_taken_whole(monkeypatch):
+    monkeypatch.setattr(kmeans, "main_directions", None)  # a call would fail
+    run(flat(width=127), 5)
+    run(flat(rows=2000), 5)
+
+
+def test_same_bits_whatever_the_number_of_threads_in_main_directions():
+    points, results, before = flat(rows=9000), [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(run(points, 20))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_rows_that_differ_outside_the_main_directions_alone():
+    """Two of three rows are equal in the main directions: more clusters are asked for than can be told apart there."""
+    points = np.zeros((3000, 200), dtype=np.float32)
+    points[:, :64] = np.random.default_rng(0).integers(0, 2, (3000, 1)) * 10.0
+    points[::3, 100] = 0.01
+    assignment, centres = run(points, 4)
+    assert np.isfinite(centres).all() and len(set(assignment.tolist())) >= 2
+    inertia = kmeans.squared_distances(points, centres[assignment]).sum()
+    assert inertia <= 1000 * 0.01**2
+
+
 def test_an_empty_cluster_keeps_its_centre(monkeypatch):
     points = np.array([[0.0], [1.0], [10.0], [11.0]], dtype=np.float32)
     far = np.array([[-5.0], [5.0], [500.0]], dtype=np.float32)
