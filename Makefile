@@ -20,6 +20,8 @@ $(INSTALLED): setup.cfg constraints.txt
 
 demo: install ## fetch the sample data and run the five-stage chain on the CPU
 	$(BIN)/medcoss sample fetch $(SAMPLE_DIR)
+	$(BIN)/medcoss sample fetch $(SAMPLE_DIR) --task pubmed_sections --task xray_body_part --task ct_body_region \
+		--task pathology_tissue
 	$(BIN)/python -m monai.bundle run --config_file "['$(CHAIN)/train.json','$(CHAIN)/demo.json']" \
 		--sample_dir $(SAMPLE_DIR) --store_dir stores --output_dir $(DEMO_DIR)
 

@@ -47,7 +47,7 @@ def embedding_row(name: str, options: Options, setting: Setting | None = None) -
     embed = embed_texts if setting.is_text else embed_images
     ours = partial(embed_source, network, store, device=torch.device(setting.device), **arguments)
     sides = timed(lambda: embed(plain, _each(batches)), count), timed(ours, count)
-    figures = alternate(*sides, pairs=options.pairs_of(), warmup=1)
+    figures = alternate(*sides, pairs=options.pairs_of(), warmup=1, settle=True)
     free()
     note = f"{count} samples; the straightforward side in batches of {BATCH}, ours of 64 as in the chain."
     return Row(name, what, "s/sample", *figures, target=target, note=note)

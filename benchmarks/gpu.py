@@ -8,7 +8,7 @@ note of the first row says so). Rows:
 - steps and embedding: seconds of both sides, target 2x;
 - ``mfu_*``: floating-point operations that torch counts in one of our steps, per second, over what a large matrix
   product reaches on this card (measured first);
-- ``wait_*``: share of a step's time that reading costs, with worker processes over a store on the local disk;
+- ``wait_*``: share of a step's time that reading costs, with reader threads over a store on the local disk;
 - ``peak_*``: memory of a step at batch 128 on our side; ``fits_*``: the largest batch within 24 GB.
 
 Without a GPU it says so and ends with status 3. ``--cpu`` runs everything tiny on the CPU, to try the script out.
@@ -180,7 +180,7 @@ def wait_row(scene: Scene, kind: str, options: Options) -> Row:
     at_hand = several(ours.step, max(1, len(loader) - 1), scene.device)
     figures = alternate(at_hand, reading, pairs=options.pairs_of(), warmup=1)
     free()
-    what = f"time that reading adds to a step, {MODALITIES[kind]}, {scene.workers} workers"
+    what = f"time that reading adds to a step, {MODALITIES[kind]}, {scene.workers} reader threads"
     note = f"{count} samples in the store; left column: batches at hand."
     return Row(f"wait_{kind}", what, "s/step", *figures, target=0.03, kind="excess", note=note)
 

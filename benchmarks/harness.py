@@ -118,14 +118,32 @@ class Row:
 
 
 def alternate(
-    straightforward: Callable[[], float], ours: Callable[[], float], *, pairs: int, warmup: int = 1
+    straightforward: Callable[[], float],
+    ours: Callable[[], float],
+    *,
+    pairs: int,
+    warmup: int = 1,
+    settle: bool = False,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Call both sides in turn and return their figures; which side begins changes from pair to pair."""
+    """Call both sides in turn and return their figures; which side begins changes from pair to pair.
+
+    Memory is handed out to each side as in a process of its own: the straightforward one finds what the C library does
+    by itself, ours what our engines ask it for. With ``settle`` each turn begins with a call that is not counted, so
+    that neither side pays for what the other has left behind.
+    """
+    from straightforward.allocation import give_back_freed_memory
+
+    from medcoss_components.engines.allocation import keep_freed_memory
+
+    sides = ((straightforward, give_back_freed_memory), (ours, keep_freed_memory))
     figures: tuple[list[float], list[float]] = ([], [])
     for number in range(warmup + pairs):
-        order = (0, 1) if number % 2 == 0 else (1, 0)
-        for side in order:
-            value = (straightforward, ours)[side]()
+        for side in (0, 1) if number % 2 == 0 else (1, 0):
+            work, allocate = sides[side]
+            allocate()
+            if settle and number >= warmup:
+                work()
+            value = work()
             if number >= warmup:
                 figures[side].append(value)
     return tuple(figures[0]), tuple(figures[1])

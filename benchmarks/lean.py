@@ -7,23 +7,18 @@ strategy and optimiser.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from medcoss_components.continual.distillation import frozen_teacher
 from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.modalities import Modality
+from medcoss_components.data.prefetch import pinned, pinning_start, read_ahead
 from medcoss_components.data.sampler import BatchReader, BatchSampler
 from medcoss_components.engines.batches import StepBatch, settings_for, step_batch
 from medcoss_components.engines.optimisation import autocast
-
-
-def _keep(batch: Any) -> Any:
-    return batch
 
 
 class LeanLoader:
@@ -46,9 +41,10 @@ class LeanLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        plans, pinned = self.sampler.plans(self.epoch), torch.cuda.is_available()
-        make = partial(DataLoader, self.reader, sampler=plans, batch_size=None, collate_fn=_keep, pin_memory=pinned)
-        yield from make(num_workers=self.num_workers)
+        read, start = self.reader.__getitem__, None
+        if torch.cuda.is_available():
+            read, start = (lambda plan: pinned(self.reader[plan])), pinning_start()
+        yield from read_ahead(read, self.sampler.plans(self.epoch), threads=self.num_workers, start=start)
         self.epoch += 1
 
 

@@ -21,13 +21,16 @@ from pathlib import Path
 
 from harness import Options, Row, alternate, main
 
-STEPS = 3
+STEPS = 2
+"""The first one makes the state of the optimiser, the second meets it in full."""
+MODALITIES = {"2d": ("xray", "X-rays"), "3d": ("ct", "CT"), "text": ("report", "reports")}
+CHECKPOINTED = "checkpointed"
 SETTINGS = {
-    "memory_2d": ("xray", "peak memory of a training step, X-rays"),
-    "memory_3d": ("ct", "peak memory of a training step, CT"),
-    "memory_text": ("report", "peak memory of a training step, reports"),
+    f"memory_{name}{'_' + CHECKPOINTED if option else ''}": (modality, what, option)
+    for option in (False, True)
+    for name, (modality, what) in MODALITIES.items()
 }
-"""Row -> (modality, what)."""
+"""Row -> (modality, what, whether our side runs with the option checkpoint_activations)."""
 
 
 def resident_bytes() -> int:
@@ -55,15 +58,15 @@ def peak_bytes() -> int:
 
 
 def measure(side: str, modality: str, batch: int, preset: str = "vit_base") -> int:
-    """Run a few steps of one side in this process; bytes above the built network."""
+    """Run a few steps of one side ("straightforward", "ours", "checkpointed") in this process; bytes above the built
+    network."""
     from sides import OurSteps, Setting, StraightforwardSteps
 
-    setting = Setting(modality, batch=batch, preset=preset)
+    setting = Setting(modality, batch=batch, preset=preset, checkpointed=side == CHECKPOINTED)
     with tempfile.TemporaryDirectory() as folder:
         ours = OurSteps(setting, Path(folder), batches=2)
-        steps = ours if side == "ours" else StraightforwardSteps(ours)
-        if side != "ours":
-            del ours
+        steps = StraightforwardSteps(ours) if side == "straightforward" else ours
+        del ours
         forget_peak()
         before = resident_bytes()
         for _ in range(STEPS):
@@ -82,11 +85,12 @@ def measure_apart(side: str, modality: str, batch: int, preset: str) -> float:
 
 def memory_row(name: str, options: Options, *, preset: str = "vit_base", batch: int = 0) -> Row:
     """Measure one modality; memory varies little, so two pairs do for the short form."""
-    modality, what = SETTINGS[name]
+    modality, of, option = SETTINGS[name]
     batch = batch or (4 if options.quick else 16)
-    sides = [partial(measure_apart, side, modality, batch, preset) for side in ("straightforward", "ours")]
+    ours = CHECKPOINTED if option else "ours"
+    sides = [partial(measure_apart, side, modality, batch, preset) for side in ("straightforward", ours)]
     figures = alternate(*sides, pairs=options.pairs_of(quick=1), warmup=0)
-    what = f"{what}, batch {batch}"
+    what = f"peak memory of a training step, {of}, batch {batch}{', checkpoint_activations' if option else ''}"
     return Row(name, what, "B", *figures, target=0.6, kind="share", note="gradients, optimiser and activations.")
 
 

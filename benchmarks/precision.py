@@ -78,6 +78,7 @@ def run_chain(folder: Path, manifests: Mapping[str, Path], *, precision: str, se
         output_dir=folder,
         stage_settings=settings,
         tracking=False,
+        reference_samples=0,
     )
     return chain.run()
 

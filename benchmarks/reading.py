@@ -1,9 +1,10 @@
-"""Samples read per second by one worker process, in random order, up to the tensors that a model reads.
+"""Samples read per second by one worker, in random order, up to the tensors that a model reads.
 
     python benchmarks/reading.py [--quick] [--record]
 
-Ours reads a prepared store; the straightforward side reads the files. ``read_ct`` gives it sub-volumes that were cut to
-the model's size before, its best case; ``read_ct_whole`` lets it cut them from whole volumes.
+Ours reads a prepared store in a thread; the straightforward side reads the files in a process of torch's loader.
+``read_ct`` gives it sub-volumes that were cut to the model's size before, its best case; ``read_ct_whole`` lets it cut
+them from whole volumes.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from medcoss_components.data.modalities import Modality, get_modality
 from medcoss_components.data.store import Store
 from medcoss_components.engines.batches import ModelInputs
 from medcoss_components.engines.optimisation import pretraining_optimizer
+from medcoss_components.networks.lean import checkpoint_blocks
 from medcoss_components.networks.pretraining import PretrainingModel
 from medcoss_components.text.vocabulary import Vocabulary
 
@@ -46,6 +47,7 @@ class Setting:
         pieces: of the vocabulary.
         device: where both sides run.
         precision: of our side.
+        checkpointed: whether our blocks keep only what enters them (``checkpoint_activations`` of the configs).
     """
 
     modality: str | Modality
@@ -55,6 +57,7 @@ class Setting:
     pieces: int = 28_996
     device: str = "cpu"
     precision: str = "bf16"
+    checkpointed: bool = False
 
     @property
     def entry(self) -> Modality:
@@ -69,7 +72,9 @@ def our_network(setting: Setting) -> PretrainingModel:
     """Our network, from a fixed seed."""
     torch.manual_seed(SEED)
     unread = {} if setting.is_text else {"vocabulary_size": 1000}  # images read no word table: built faster so
-    return PretrainingModel(preset=setting.preset, **{**unread, **setting.sizes})
+    network = PretrainingModel(preset=setting.preset, **{**unread, **setting.sizes})
+    checkpoint_blocks(network, setting.checkpointed)
+    return network
 
 
 def straightforward_network(network: PretrainingModel) -> StraightforwardModel:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from medcoss_components import cli_benchmark, cli_datasets, cli_doctor, cli_manifest, cli_pack
+from medcoss_components import cli_benchmark, cli_datasets, cli_doctor, cli_manifest, cli_pack, cli_retention
 from medcoss_components._version import __version__
 from medcoss_components.cli_verify import bundles_verify
 from medcoss_components.cli_weights import weights
@@ -38,6 +38,7 @@ cli_manifest.attach(manifest)
 cli_datasets.attach(manifest)
 cli_benchmark.attach(app)
 cli_doctor.attach(app)
+cli_retention.attach(app)
 
 
 def _print_version(wanted: bool) -> None:

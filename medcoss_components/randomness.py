@@ -1,7 +1,8 @@
 """Random generators that depend on names and counters alone, never on what ran before.
 
 Every draw of the project comes from ``generator_for(seed, purpose, epoch, step, ...)``. A resumed run, another
-number of loader workers or another number of ranks therefore sees the same numbers without saving generator states.
+number of reader threads or workers or another number of ranks therefore sees the same numbers without saving generator
+states.
 """
 
 from __future__ import annotations

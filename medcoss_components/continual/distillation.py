@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, TypeVar, overload
+from typing import ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -11,35 +11,52 @@ from torch import Tensor, nn
 from medcoss_components.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
+TeacherMode = Literal["eval", "train"]
 
 
-class _AlwaysEvaluating:
-    """Mixed into a teacher's class: ``train()``, also when called on a module around it, leaves it in eval mode."""
+class _KeepsItsMode:
+    """Mixed into a teacher's class: ``train()`` and ``eval()``, also of a module around it, leave its mode."""
+
+    kept_mode: ClassVar[TeacherMode] = "eval"
 
     def train(self, mode: bool = True) -> nn.Module:
-        return nn.Module.train(self, False)
+        return nn.Module.train(self, self.kept_mode == "train")
 
 
-def frozen_teacher(model: Network) -> Network:
+class _KeepsTraining(_KeepsItsMode):
+    kept_mode = "train"
+
+
+MODES: dict[str, type[_KeepsItsMode]] = {"eval": _KeepsItsMode, "train": _KeepsTraining}
+
+
+def frozen_teacher(model: Network, *, mode: TeacherMode = "eval") -> Network:
     """Copy a model into a teacher that never learns.
 
-    The copy shares no storage with ``model``, takes no gradient and stays in eval mode (no stochastic depth, no random
-    temporal offsets) even when ``train()`` is called on it or on a module that holds it. It is an instance of the
-    model's class, so ``teacher.features(...)`` is called as on the model.
+    The copy shares no storage with ``model``, takes no gradient and stays in its mode even when ``train()`` is called
+    on it or on a module that holds it. It is an instance of the model's class, so ``teacher.features(...)`` is called
+    as on the model.
 
     Args:
         model: the network as it stands at the end of the previous stage; give the module inside a DDP wrapper.
+        mode: "eval" (no stochastic depth), or "train" for the teacher of the published code, which drops branches.
 
     Returns:
         The teacher. Call it under ``torch.no_grad()``; its parameters need no gradient in any case.
+
+    Raises:
+        InputError: for another mode.
     """
+    if mode not in MODES:
+        raise InputError(f"mode: must be one of {', '.join(MODES)}, received {mode!r}.")
     teacher = copy.deepcopy(model)
     kind = type(teacher)
-    if not issubclass(kind, _AlwaysEvaluating):
-        teacher.__class__ = type(kind.__name__, (_AlwaysEvaluating, kind), {"__module__": kind.__module__})
+    if issubclass(kind, _KeepsItsMode):  # a teacher of a teacher
+        kind = kind.__bases__[1]
+    teacher.__class__ = type(kind.__name__, (MODES[mode], kind), {"__module__": kind.__module__})
     teacher.requires_grad_(False)
     teacher.zero_grad(set_to_none=True)
-    return teacher.eval()
+    return teacher.train(mode == "train")
 
 
 @overload

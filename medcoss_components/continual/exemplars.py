@@ -6,12 +6,15 @@ Features and a seed in, indices out; storage is in :mod:`medcoss_components.cont
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
 from medcoss_components.continual.kmeans import cluster, count_distinct_rows, squared_distances
 from medcoss_components.errors import InputError
 from medcoss_components.randomness import numpy_generator_for
+
+ExemplarRule = Literal["kmeans", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +110,10 @@ def fill_quota(assignment: np.ndarray, distances: np.ndarray, count: int) -> np.
     return np.sort(order[:count])
 
 
-def select_exemplars(features: np.ndarray, *, count: int, clusters: int, seed: int) -> Exemplars:
-    """Choose the samples nearest to the centres of a k-means clustering, METHOD.md section 6.
+def select_exemplars(
+    features: np.ndarray, *, count: int, clusters: int, seed: int, rule: ExemplarRule = "kmeans"
+) -> Exemplars:
+    """Choose the samples nearest to the centres of a k-means clustering, METHOD.md section 6; or any, for comparison.
 
     The same features and seed give the same choice, whatever the number of threads. ``clusters`` is an upper limit:
     no more are made than there are exemplars to choose or distinct features, so constant features make one cluster.
@@ -118,23 +123,39 @@ def select_exemplars(features: np.ndarray, *, count: int, clusters: int, seed: i
         count: K, how many to choose, 1 <= K <= N; see :func:`exemplar_count`.
         clusters: C, at least 1; see :func:`cluster_count`.
         seed: the run's seed.
+        rule: "kmeans", or "random" for a uniform draw without replacement; all features are one cluster then.
 
     Returns:
         Exactly ``count`` exemplars.
 
     Raises:
-        InputError: when features are not a finite (N, D) array, ``count`` is not in 1..N or ``clusters`` is below 1.
+        InputError: when features are not a finite (N, D) array, ``count`` is not in 1..N, ``clusters`` is below 1 or
+            there is no such rule.
     """
+    if rule not in get_args(ExemplarRule):
+        raise InputError(f"rule: must be one of {', '.join(get_args(ExemplarRule))}, received {rule!r}.")
     features = _checked_features(features)
     if not 1 <= count <= len(features):
         raise InputError(f"count: must lie between 1 and the {len(features)} samples, received {count}.")
     if clusters < 1:
         raise InputError(f"clusters: must be at least 1, received {clusters}.")
+    if rule == "random":
+        return _random_exemplars(features, count, seed)
     clusters = count_distinct_rows(features, limit=min(clusters, count))
     assignment, centres = cluster(features, clusters=clusters, generator=numpy_generator_for(seed, "exemplars"))
     distances = np.sqrt(squared_distances(features, centres[assignment])).astype(np.float32)
     indices = fill_quota(assignment, distances, count)
     return Exemplars(indices=indices, clusters=assignment[indices], distances=distances[indices], assignment=assignment)
+
+
+def _random_exemplars(features: np.ndarray, count: int, seed: int) -> Exemplars:
+    """``count`` of N samples, each set of them as likely as any other; distances are to the mean of all features."""
+    generator = numpy_generator_for(seed, "random exemplars")
+    indices = np.sort(generator.choice(len(features), count, replace=False)).astype(np.int64)
+    centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    distances = np.sqrt(squared_distances(features[indices], np.tile(centre, (count, 1)))).astype(np.float32)
+    alone: np.ndarray = np.zeros(len(features), dtype=np.int64)
+    return Exemplars(indices=indices, clusters=alone[indices], distances=distances, assignment=alone)
 
 
 def project_2d(features: np.ndarray) -> np.ndarray:

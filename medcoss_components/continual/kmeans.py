@@ -24,6 +24,7 @@ import numpy as np
 from medcoss_components.progress import progress
 
 BLOCK_ROWS = 4096
+CACHED_NUMBERS = 1 << 18
 SEEDING_ROUNDS = 5
 OVERSAMPLING = 2
 """Candidates drawn per round, in units of the number of clusters."""
@@ -117,9 +118,8 @@ def _come_nearer(
     """Take ``new`` candidates (M, D), numbered from ``known``, into account for the points of a block: ``state`` holds
     the squared distance (N,) to the nearest candidate and its number (N,), and is changed in place."""
     nearest, owner = state
-    scores = _scores(new, points[block])
-    best = scores.argmin(axis=1)
-    least = _at(scores, best) + lengths[block]
+    best, least = _nearest(new, points[block])
+    least += lengths[block]
     least[least <= ROUNDING * (lengths[block] + _squared_lengths(new)[best])] = 0.0
     closer = least < nearest[block]
     nearest[block] = np.where(closer, least, nearest[block])
@@ -179,16 +179,20 @@ def _distances(points: np.ndarray, others: np.ndarray, lengths: np.ndarray, othe
     return distances
 
 
-def _scores(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Squared distances (n, C) less the squared lengths of the points, which are the same for all centres."""
-    scores = points @ (-2.0 * centres.T)
-    scores += _squared_lengths(centres)
-    return scores
-
-
-def _at(table: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The entry (n,) of each row of ``table`` (n, C) in that row's column (n,)."""
-    return table[np.arange(len(table)), columns]
+def _nearest(centres: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number (n,) of the nearest of C centres, the lowest where several are, and the squared distance (n,) to it less
+    the point's squared length. Looks at so few points at a time that their distances stay in the cache."""
+    weights, lengths = -2.0 * centres.T, _squared_lengths(centres)
+    nearest: np.ndarray = np.empty(len(points), np.int64)
+    least: np.ndarray = np.empty(len(points), points.dtype)
+    step = max(1, CACHED_NUMBERS // len(centres))
+    for start in range(0, len(points), step):
+        rows = slice(start, start + step)
+        scores = points[rows] @ weights
+        scores += lengths
+        nearest[rows] = scores.argmin(axis=1)
+        least[rows] = scores[np.arange(len(scores)), nearest[rows]]
+    return nearest, least
 
 
 def _sums(nearest: np.ndarray, points: np.ndarray, clusters: int) -> tuple[np.ndarray, np.ndarray]:
@@ -205,9 +209,8 @@ Block = tuple[np.ndarray, np.ndarray, np.ndarray, float]
 
 
 def _assign_and_sum(centres: np.ndarray, points: np.ndarray) -> Block:
-    scores = _scores(centres, points)
-    nearest = scores.argmin(axis=1)
-    return nearest, *_sums(nearest, points, len(centres)), float(_at(scores, nearest).sum(dtype=np.float64))
+    nearest, least = _nearest(centres, points)
+    return nearest, *_sums(nearest, points, len(centres)), float(least.sum(dtype=np.float64))
 
 
 def _updated_centres(centres: np.ndarray, blocks: Iterable[Block]) -> tuple[np.ndarray, np.ndarray, float]:

@@ -1,24 +1,26 @@
 """Which samples make up which batch, and the loader that reads them.
 
 Every batch holds one modality. An epoch visits each sample of every source once, in batches of the *global* size;
-the batches of all sources are shuffled together, so that a buffer appears in proportion to its size. Everything
-follows from (seed, epoch): a run resumes at any batch, and every rank derives the same plan and reads its own rows
-of it.
+the batches of all sources are shuffled together, so that a buffer appears in proportion to its size; or rehearsal gets
+a fixed share of the batches. Everything follows from (seed, epoch): a run resumes at any batch, and every rank derives
+the same plan and reads its own rows of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from medcoss_components.continual.mixup import draw_partners
 from medcoss_components.data.modalities import Modality
+from medcoss_components.data.prefetch import pinned, pinning_start, read_ahead
+from medcoss_components.data.rehearsal_order import RehearsalOrder, check_share, rehearsal_batches
 from medcoss_components.errors import InputError
 from medcoss_components.randomness import generator_for, numpy_generator_for
 
@@ -61,11 +63,15 @@ class BatchSampler:
         sizes: samples in each source; source 0 is the current modality, the others are rehearsal buffers.
         batch_size: global batch size, all ranks and accumulation steps of one forward pass together.
         seed: seed of the run.
-        full_batches: sources whose short batch (a buffer smaller than a batch) is repeated up to ``batch_size``.
+        full_batches: the rehearsal buffers. One that is smaller than a batch is repeated up to ``batch_size``.
         ranks: number of processes; no batch is smaller, so that every rank has a sample.
+        shuffle: False keeps each source's own order.
+        rehearsal_share: share of an epoch's batches that come from the buffers, in (0, 1), spread evenly over them; an
+            epoch still visits every sample of the other sources. Every sample of a buffer is used before any is used
+            again, over as many epochs as it takes. None: an epoch visits every sample of the buffers too.
 
     Raises:
-        InputError: when a source is empty or the batch size is below the number of ranks.
+        InputError: when a source is empty, the batch size is below the number of ranks or the share is outside.
     """
 
     sizes: tuple[int, ...]
@@ -74,8 +80,10 @@ class BatchSampler:
     full_batches: frozenset[int] = frozenset()
     ranks: int = 1
     shuffle: bool = True
+    rehearsal_share: float | None = None
 
     def __post_init__(self) -> None:
+        check_share(self.rehearsal_share)
         for source, size in enumerate(self.sizes):
             if size < 1:
                 raise InputError(f"source {source} holds {size} samples; every source needs at least 1")
@@ -85,15 +93,40 @@ class BatchSampler:
             )
 
     def __len__(self) -> int:
-        return sum(-(-size // self.batch_size) for size in self.sizes)
+        return self._visited_batches + (self._rehearsal.per_epoch if self._rehearsal else 0)
+
+    @property
+    def _visited(self) -> list[int]:
+        """Sources of which an epoch visits every sample."""
+        shared = self.full_batches if self.rehearsal_share is not None else frozenset()
+        return [source for source in range(len(self.sizes)) if source not in shared]
+
+    @property
+    def _visited_batches(self) -> int:
+        return sum(-(-self.sizes[source] // self.batch_size) for source in self._visited)
+
+    @cached_property
+    def _rehearsal(self) -> RehearsalOrder | None:
+        """The order of the buffers when rehearsal has a fixed share."""
+        if self.rehearsal_share is None or not self.full_batches:
+            return None
+        return RehearsalOrder(
+            sizes={source: self.sizes[source] for source in sorted(self.full_batches)},
+            batch_size=self.batch_size,
+            per_epoch=rehearsal_batches(self._visited_batches, self.rehearsal_share),
+            seed=self.seed,
+            shuffle=self.shuffle,
+        )
 
     def plans(self, epoch: int) -> list[BatchPlan]:
         """All batches of an epoch in the order in which they run."""
         batches = [
             (source, indices)
-            for source, size in enumerate(self.sizes)
-            for indices in self._batches(source, size, epoch)
+            for source in self._visited
+            for indices in self._batches(source, self.sizes[source], epoch)
         ]
+        if self._rehearsal:
+            batches += self._rehearsal.batches(epoch)
         if self.shuffle:
             order = numpy_generator_for(self.seed, "batch order", epoch).permutation(len(batches))
             batches = [batches[position] for position in order]
@@ -160,10 +193,6 @@ def _with_partners(own: np.ndarray, permutation: np.ndarray) -> tuple[np.ndarray
     return rows, np.array([position[int(row)] for row in wanted], dtype=np.int64)
 
 
-def _keep(batch: Any) -> Any:
-    return batch
-
-
 class PretrainingLoader:
     """Batches of the current modality and of the rehearsal buffers, one epoch per iteration over it.
 
@@ -173,8 +202,14 @@ class PretrainingLoader:
         buffers: rehearsal buffers of earlier modalities.
         batch_size: global batch size.
         seed: seed of the run.
-        num_workers: reader processes; 0 reads in this process. The batches are the same either way.
+        num_workers: threads that read ahead; 0 reads in the calling thread. The batches are the same either way.
         shuffle: False gives every source in its own order (evaluation).
+        rehearsal_share: share of an epoch's batches that come from the buffers, see :class:`BatchSampler`; None: each
+            buffer appears in proportion to its size. Without buffers it changes nothing.
+
+    Raises:
+        InputError: when a source is empty, ``num_workers`` is negative, the batch size is below the number of processes
+            or the share is outside (0, 1).
 
     After ``set_position(epoch, step)`` the next iteration starts at that batch; it then goes on epoch by epoch.
     """
@@ -189,9 +224,12 @@ class PretrainingLoader:
         seed: int = 0,
         num_workers: int = 0,
         shuffle: bool = True,
+        rehearsal_share: float | None = None,
     ) -> None:
         import ignite.distributed as idist
 
+        if num_workers < 0:
+            raise InputError(f"num_workers must be 0 or more threads, received {num_workers}")
         current = [dataset, *joint]
         self.sources = [*current, *buffers]
         self.current = len(current)
@@ -205,6 +243,7 @@ class PretrainingLoader:
             full_batches=frozenset(range(self.current, len(self.sources))),
             ranks=ranks,
             shuffle=shuffle,
+            rehearsal_share=rehearsal_share,
         )
         self.reader = BatchReader(self.sources, current=self.current, seed=seed, rank=rank, ranks=ranks)
         self.epoch, self.step = 0, 0
@@ -231,8 +270,10 @@ class PretrainingLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         plans = self.sampler.plans(self.epoch)[self.step :]
-        make = partial(
-            DataLoader, self.reader, sampler=plans, batch_size=None, collate_fn=_keep, pin_memory=self.pin_memory
-        )
-        yield from make(num_workers=self.num_workers, persistent_workers=False)
+        start = pinning_start() if self.pin_memory else None
+        yield from read_ahead(self._read, plans, threads=self.num_workers, start=start)
         self.epoch, self.step = self.epoch + 1, 0
+
+    def _read(self, plan: BatchPlan) -> dict[str, Any]:
+        batch = self.reader[plan]
+        return pinned(batch) if self.pin_memory else batch

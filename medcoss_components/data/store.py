@@ -9,10 +9,12 @@ Shards are ``.npy`` files that are memory-mapped; ``index.json`` says what they 
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,16 @@ from medcoss_components.files import atomic_folder, read_json, sha256_file, sha2
 from medcoss_components.text.vocabulary import Vocabulary, load_vocabulary
 
 SUBSET_ROWS = 256  # samples copied at once when a subset is written
+_OPENING = threading.RLock()
+Opened = TypeVar("Opened")
+
+
+class _OpenedOnce(cached_property[Opened]):
+    """A cached property that several threads compute once; from Python 3.12 on ``cached_property`` has no lock."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        with _OPENING:
+            return super().__get__(instance, owner)
 
 
 class Store(Dataset):
@@ -89,18 +101,20 @@ class Store(Dataset):
                 f"indices: must be in 0 .. {len(self) - 1} for {self.path.name}, got {rows.min()} .. {rows.max()}."
             )
         output = np.empty((len(rows), *self.index["sample_shape"]), self.dtype)
-        shards = np.searchsorted(self._ends, rows, side="right")
-        for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            first = self._ends[shard - 1] if shard else 0
-            output[here] = self._shards[shard][rows[here] - first]
+        shards = self._ends.searchsorted(rows, side="right")
+        starts = np.flatnonzero(np.diff(shards, prepend=-1)).tolist()  # neighbours in one shard are copied together
+        for start, stop in pairwise([*starts, len(rows)]):
+            shard = int(shards[start])
+            inside = rows[start:stop] - (self._ends[shard - 1] if shard else 0)
+            # straight into the output, without the interpreter's lock; "clip" because "raise" would copy twice
+            np.take(self._shards[shard], inside, axis=0, out=output[start:stop], mode="clip")
         return output
 
-    @cached_property
+    @_OpenedOnce
     def _shards(self) -> list[np.ndarray]:
         return [np.load(self.path / shard["file"], mmap_mode="r") for shard in self.index["shards"]]
 
-    @cached_property
+    @_OpenedOnce
     def _items(self) -> dict[str, list[Any]]:
         return read_json(self.path / "items.json")
 

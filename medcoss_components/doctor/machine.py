@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 MEMORY_NEEDED = 8e9  # bytes; a CT of 1,000 slices is 1 GB as float32, and each worker holds a few copies of one
-SHARED_NEEDED = 1e9  # bytes of /dev/shm for batches of volumes on their way from data loader workers
+SHARED_NEEDED = 1e9  # bytes of /dev/shm for batches of volumes on their way from the worker processes of fine-tuning
 FILES_NEEDED = 4096
 NATIVE_BF16 = {"avx512_bf16", "amx_bf16"}
 FAST_BF16 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
@@ -64,7 +64,7 @@ def check_memory() -> Iterator[Finding]:
         yield Finding(OK, "memory", "not reported by this system")
         return
     enough = total >= MEMORY_NEEDED
-    advice = "" if enough else "prepare with --set preparation_workers=1, and train with --num_workers 0"
+    advice = "" if enough else "prepare with --set preparation_workers=1, and fine-tune with --num_workers 0"
     value = size_text(total) if enough else f"{size_text(total)}, {size_text(MEMORY_NEEDED)} are advisable for volumes"
     yield Finding(OK if enough else WARNING, "memory", value, advice)
 
@@ -91,12 +91,12 @@ def check_shared_memory() -> Iterator[Finding]:
         return
     free = shutil.disk_usage("/dev/shm").free
     enough = free >= SHARED_NEEDED
-    advice = "" if enough else "start the container with --shm-size=8g (or --ipc=host), or train with --num_workers 0"
+    advice = "" if enough else "start the container with --shm-size=8g (--ipc=host), or fine-tune with --num_workers 0"
     yield Finding(OK if enough else WARNING, "shared memory", f"{size_text(free)} free in /dev/shm", advice)
 
 
 def check_open_files() -> Iterator[Finding]:
-    """The limit of open files: data loader workers hold several for each batch."""
+    """The limit of open files: data loader workers of fine-tuning hold several for each batch."""
     try:
         import resource
     except ImportError:

@@ -1,7 +1,8 @@
 """Freed memory stays with the process, so that the next step need not ask the system for it again.
 
 A training step on a CPU allocates and frees gigabytes. By default glibc returns large blocks to the system at once, and
-each page that is asked for again is zeroed in a page fault: about a fifth of the time of a step (benchmarks/RESULTS.md).
+each page that is asked for again is zeroed in a page fault: up to a fifth of the time of a step
+(benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations

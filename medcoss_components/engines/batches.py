@@ -103,9 +103,9 @@ class StepBatch:
         """The generator of this batch for one purpose."""
         return generator_for(self.settings.seed, purpose, self.batch["source"], self.batch["epoch"], self.batch["step"])
 
-    def depth_noise(self) -> torch.Tensor:
-        """(own, 2 * depth) uniform draws for stochastic depth."""
-        noise = torch.rand(self.batch["count"], 2 * self.settings.depth, generator=self.generator("depth"))
+    def depth_noise(self, purpose: str = "depth") -> torch.Tensor:
+        """(own, 2 * depth) uniform draws for stochastic depth; another purpose gives other draws."""
+        noise = torch.rand(self.batch["count"], 2 * self.settings.depth, generator=self.generator(purpose))
         return noise[self.own_rows].to(self.device)
 
     def _common(self, task: str) -> dict[str, Any]:
@@ -115,8 +115,11 @@ class StepBatch:
         """Inputs of the pretext task on the own rows."""
         raise NotImplementedError
 
-    def mixed(self) -> ModelInputs:
-        """Own rows mixed with their partners (intra-modal mixup, METHOD section 5), for feature distillation."""
+    def mixed(self, *, mixup: bool = True) -> ModelInputs:
+        """Own rows mixed with their partners (intra-modal mixup, METHOD section 5), for feature distillation.
+
+        Without ``mixup`` the own rows as they are, everything else drawn alike.
+        """
         raise NotImplementedError
 
     def token_mask(self, mixed: ModelInputs) -> torch.Tensor | None:
@@ -141,9 +144,11 @@ class ImageBatch(StepBatch):
     def pretext(self) -> ModelInputs:
         return ModelInputs(self.loaded[: self.batch["own"]], self._common("pretext") | self._masking())
 
-    def mixed(self) -> ModelInputs:
-        draw = draw_image_mix(self.batch["count"], self.generator("mix")).rows(self.own_rows)
-        inputs = mix_images(self.loaded[: self.batch["own"]], self.loaded[self.batch["partners"]], draw)
+    def mixed(self, *, mixup: bool = True) -> ModelInputs:
+        inputs = self.loaded[: self.batch["own"]]
+        if mixup:
+            draw = draw_image_mix(self.batch["count"], self.generator("mix")).rows(self.own_rows)
+            inputs = mix_images(inputs, self.loaded[self.batch["partners"]], draw)
         return ModelInputs(inputs, self._common("features") | self._masking())
 
 
@@ -190,12 +195,12 @@ class TextBatch(StepBatch):
         )
         return self._inputs(ids, "pretext", labels=labels, padding_mask=self.padding_mask[:own])
 
-    def mixed(self) -> ModelInputs:
+    def mixed(self, *, mixup: bool = True) -> ModelInputs:
         own, partners, length = self.batch["own"], self.batch["partners"], self.loaded.shape[1]
-        draw = draw_text_mix(self.batch["count"], length, self.generator("mix")).rows(self.own_rows)
-        ids, padding_mask = mix_text(
-            self.loaded[:own], self.padding_mask[:own], self.loaded[partners], self.padding_mask[partners], draw
-        )
+        ids, padding_mask = self.loaded[:own], self.padding_mask[:own]
+        if mixup:
+            draw = draw_text_mix(self.batch["count"], length, self.generator("mix")).rows(self.own_rows)
+            ids, padding_mask = mix_text(ids, padding_mask, self.loaded[partners], self.padding_mask[partners], draw)
         inputs = self._inputs(ids, "features", padding_mask=padding_mask)
         inputs.arguments["padding_features"] = False  # distillation counts real tokens alone
         return inputs

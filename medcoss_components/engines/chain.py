@@ -16,22 +16,31 @@ from monai.bundle import ConfigParser
 from medcoss_components.continual.buffer import BUFFER_NAME
 from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.modalities import get_modality
+from medcoss_components.engines.chain_inputs import (
+    CHAIN_FILE,
+    DATA_KEYS,
+    check_entries,
+    modality_name,
+    read_chain,
+    set_keys,
+)
 from medcoss_components.engines.records import changed_settings
-from medcoss_components.engines.setup import JOINT_OPTIONS
 from medcoss_components.engines.stage import STEPS, PretrainingStage, remove_work_files
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, remove_partial, write_json
+from medcoss_components.retention.probes import Probe, read_probes
+from medcoss_components.retention.record import RetentionRecord
+from medcoss_components.retention.reference import SAMPLES
+from medcoss_components.retention.results import RESULT_NAME, read_retention, retention_table, summary_metrics
 from medcoss_components.tracking.report import summary_table, write_report
+from medcoss_components.tracking.retention_map import PICTURE_NAME
 from medcoss_components.tracking.runs import TrackedRun, open_tracking
 
 logger = logging.getLogger(__name__)
 
-CHAIN_FILE = "chain.json"
 FORMAT = 1
 PREPARED_PARTS = ("train#dataset", "validate#dataset")
 """Parts of the stage config that are prepared stores."""
-DATA_KEYS = ("modality", "data_manifest", *JOINT_OPTIONS)
-"""Keys of an entry that say what data it has; the others say how a stage is trained."""
 
 
 class PretrainingChain:
@@ -47,20 +56,26 @@ class PretrainingChain:
             other key of the stage config; ``name`` sets the folder's name.
         output_dir: receives chain.json, one folder a stage, REPORT.html and the tracking database.
         stage_settings: keys of the stage config that hold for every stage.
-        strategy: rehearsal strategy; "joint" makes one stage of all entries.
+        strategy: how earlier modalities are kept; "joint" makes one stage of all entries, a strategy that reverses the
+            order runs the last entry first.
         init_weights: where the first stage starts from; None: random.
         buffers: buffers of modalities learned before this chain.
         vocabulary: vocabulary file; default: what comes with ``init_weights``, else trained on the first text modality.
         continue_from: output folder of a finished chain; stands for its last weights, all its buffers and its
             vocabulary.
         extra_modalities: registry entries of modalities that the package does not know.
+        probes: labelled sets that score the encoder after every stage: ``{"name", "data_manifest"}`` and, if wanted,
+            ``modality``, ``dataset_dir``, ``limit``, ``preparation``, ``optional``; see docs/retention.md. A chain that
+            began without them can get them later.
+        reference_samples: unlabelled samples of each learned modality whose features are compared with those at the end
+            of their own stage; 0 leaves this out.
         experiment: MLflow experiment.
         tracking: whether MLflow records.
         tracking_uri: MLflow address.
 
     Raises:
         InputError: no stages, an entry without modality or manifest, the same modality twice, a key that the stage
-            config does not have, a missing file, or a folder begun with other settings.
+            config does not have, a missing file, a probe without labels, or a folder begun with other settings.
     """
 
     def __init__(
@@ -76,6 +91,8 @@ class PretrainingChain:
         vocabulary: str | Path | None = None,
         continue_from: str | Path | None = None,
         extra_modalities: Sequence[Mapping[str, Any]] = (),
+        probes: Sequence[Mapping[str, Any]] = (),
+        reference_samples: int = SAMPLES,
         experiment: str = "medcoss",
         tracking: bool = True,
         tracking_uri: str | None = None,
@@ -86,6 +103,7 @@ class PretrainingChain:
         self.strategy = get_strategy(strategy)
         self.entries = self._merge(check_entries(stages))
         self.stage_settings = dict(stage_settings or {})
+        self.probes, self.reference_samples = [dict(entry) for entry in probes], reference_samples
         self.experiment, self.tracking, self.tracking_uri = experiment, tracking, tracking_uri
         self.main = idist.get_rank() == 0
         self.earlier: list[str] = []
@@ -95,7 +113,9 @@ class PretrainingChain:
             self._continue(Path(continue_from))
 
     def _merge(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """One stage of all entries for a strategy that trains everything at once."""
+        """One stage of all entries for a strategy that trains everything at once, or the entries in its order."""
+        if getattr(self.strategy, "reverses_stages", False):
+            return entries[::-1]
         if not self.strategy.single_stage:
             return entries
         ignored = sorted({key for entry in entries for key in entry} - {*DATA_KEYS, "name"})
@@ -151,6 +171,7 @@ class PretrainingChain:
         with self.tracker.start_run(f"chain {self.folder.name}", **options) as tracked:
             self.record["run_id"] = tracked.run_id
             self._prepare_ahead()
+            self.retention.prepare()
             for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
                 self._run_stage(number, name, entry, tracked)
             self._finish(tracked)
@@ -170,13 +191,26 @@ class PretrainingChain:
                 "keep them in this order (more may follow) or give another output_dir"
             )
         self._check_inputs()
+        self.retention = self._retention(read_probes(self.probes))
         self.record["settings"] = self._settings()
+        self.record["init_weights"] = os.path.relpath(self.init_weights, self.folder) if self.init_weights else None
         self.record["status"] = "running"
         idist.barrier()
         self._save()
 
     def _settings(self) -> dict[str, Any]:
-        return {"strategy": self.strategy.name, "stages": self.entries, **self.stage_settings}
+        scoring = {"probes": self.probes, "reference_samples": self.reference_samples}
+        return {"strategy": self.strategy.name, "stages": self.entries, **self.stage_settings, **scoring}
+
+    def _retention(self, probes: Sequence[Probe]) -> RetentionRecord:
+        """What scores the encoders, with the chain's own stores; on the same samples whatever the chain's seed."""
+        return RetentionRecord(
+            self.folder,
+            probes=probes,
+            reference_samples=self.reference_samples,
+            store_dir=self.stage_settings.get("store_dir"),
+            workers=self.stage_settings.get("preparation_workers"),
+        )
 
     def _new_record(self) -> dict[str, Any]:
         return {
@@ -257,6 +291,7 @@ class PretrainingChain:
         remember(stage, STEPS[-1])
         del stage
         gc.collect()
+        self.retention.update(self.record, tracked)
         if self.main:
             write_report(self.folder)
 
@@ -313,59 +348,22 @@ class PretrainingChain:
         }
 
     def _finish(self, tracked: TrackedRun) -> None:
+        self.retention.update(self.record, tracked)  # the chain may have got new probes
         self.record["status"] = "finished"
         self._save()
         if self.main:
             report = write_report(self.folder)
             tracked.log_artifact(self.folder / CHAIN_FILE)
             tracked.log_artifact(report)
-            print(f"\n{summary_table(self.folder)}\n\nreport: {report}", flush=True)
+            retained = self._log_retention(tracked)
+            print(f"\n{summary_table(self.folder)}\n{retained}\nreport: {report}", flush=True)
 
-
-def set_keys(parser: ConfigParser, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Set keys of a config; a mapping for a part of the config sets the part's keys one by one."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and isinstance(parser.get(name), dict):
-            set_keys(parser, value, f"{name}#")
-        else:
-            parser[name] = value
-
-
-def modality_name(entry: Mapping[str, Any]) -> str:
-    """Name of the modality of a stage entry, which is a name or a registry entry."""
-    return get_modality(entry["modality"]).name
-
-
-def check_entries(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Stage entries as dicts.
-
-    Raises:
-        InputError: none at all, one without modality or manifest, an unknown modality, or one modality twice.
-    """
-    if not stages:
-        raise InputError(
-            "stages: give at least one entry, for example [{'modality': 'xray', 'data_manifest': 'xray/manifest.json'}]"
-        )
-    seen: set[str] = set()
-    for number, entry in enumerate(stages):
-        missing = [key for key in ("modality", "data_manifest") if not entry.get(key)]
-        if missing:
-            raise InputError(f"stages[{number}]: {' and '.join(missing)} is missing in {dict(entry)}")
-        name = modality_name(entry)
-        if name in seen:
-            raise InputError(f"stages[{number}]: modality {name} stands twice; one stage each (merge the manifests)")
-        seen.add(name)
-    return [dict(entry) for entry in stages]
-
-
-def read_chain(folder: str | Path) -> dict[str, Any]:
-    """The record of a chain.
-
-    Raises:
-        InputError: when the folder holds none.
-    """
-    path = Path(folder) / CHAIN_FILE
-    if not path.is_file():
-        raise InputError(f"{folder}: holds no {CHAIN_FILE}; give the output folder of a chain")
-    return read_json(path)
+    def _log_retention(self, tracked: TrackedRun) -> str:
+        """The matrix for the terminal, empty where there is none; its measures and files go to MLflow."""
+        result = read_retention(self.folder)
+        if result is None:
+            return ""
+        tracked.log_metrics(summary_metrics(result), step=len(result["stages"]) - 1)
+        for name in (RESULT_NAME, PICTURE_NAME):
+            tracked.log_artifact(self.folder / name)
+        return f"\n{retention_table(result)}\n"

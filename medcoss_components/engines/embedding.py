@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys
 
 from medcoss_components.data.modalities import Modality
+from medcoss_components.data.prefetch import pinning_start, read_ahead
 from medcoss_components.data.sampler import PretrainingLoader, SampleSource, rank_rows
 from medcoss_components.data.transforms import to_model_input
 from medcoss_components.engines.batches import real_length
@@ -39,9 +41,17 @@ def embed_batch(
         return model.embedding(modality, inputs, padding_mask=padding_mask)
 
 
-def _batches(source: SampleSource, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), batch_size):
-        yield source.gather(rows[start : start + batch_size])
+def _batches(
+    source: SampleSource, rows: np.ndarray, batch_size: int, *, pin: bool
+) -> Generator[torch.Tensor, None, None]:
+    """Stored samples (B, *stored_shape), read ahead by one thread."""
+
+    def read(chosen: np.ndarray) -> torch.Tensor:
+        raw = torch.from_numpy(source.gather(chosen))
+        return raw.pin_memory() if pin else raw
+
+    chosen = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+    return read_ahead(read, chosen, threads=1, start=pinning_start() if pin else None)
 
 
 def embed_source(
@@ -53,7 +63,7 @@ def embed_source(
     batch_size: int = 64,
     pad_id: int | None = 0,
 ) -> np.ndarray:
-    """Embed this rank's share of a store in eval mode.
+    """Embed this rank's share of a store in eval mode; a thread reads the next batch while one is computed.
 
     Returns:
         (rows of this rank, D) float32, in store order; with one process all samples.
@@ -62,12 +72,12 @@ def embed_source(
     was_training = model.training
     model.eval()
     parts = []
-    total = -(-len(rows) // batch_size)
-    for raw in progress(
-        _batches(source, rows, batch_size), description=f"embed {source.modality.name}", total=total, unit="batch"
-    ):
-        tensor = torch.from_numpy(raw).to(device)
-        parts.append(embed_batch(model, source.modality, tensor, precision=precision, pad_id=pad_id).cpu().numpy())
+    with closing(_batches(source, rows, batch_size, pin=device.type == "cuda")) as batches:
+        total = -(-len(rows) // batch_size)
+        for raw in progress(batches, description=f"embed {source.modality.name}", total=total, unit="batch"):
+            tensor = raw.to(device, non_blocking=True)
+            vectors = embed_batch(model, source.modality, tensor, precision=precision, pad_id=pad_id)
+            parts.append(vectors.cpu().numpy())
     model.train(was_training)
     return np.concatenate(parts) if parts else np.empty((0, model.sizes.width), np.float32)
 

@@ -287,7 +287,10 @@ class LossHistory:
 
     def __call__(self, engine: ResumableTrainer) -> None:
         output = engine.state.output
-        self.pending.append({key: output[key] for key in (CommonKeys.LOSS, "modality", "kind")})
+        self.pending += [
+            {CommonKeys.LOSS: loss, "modality": output["modality"], "kind": kind}
+            for kind, loss in (output.get("parts") or {output["kind"]: output[CommonKeys.LOSS]}).items()
+        ]
         self.samples += output["count"]
         if engine.state.iteration % self.interval == 0 or engine.state.iteration == engine.total_iterations:
             self._record(engine)

@@ -31,9 +31,13 @@ def check_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Mixed-precision context for one of :data:`PRECISIONS`."""
+    """Mixed-precision context for one of :data:`PRECISIONS`.
+
+    Converted weights are not kept until the end of the context: each is used once in a forward pass, and with
+    activation checkpointing nothing else would hold them.
+    """
     dtype = PRECISIONS[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
 def pretraining_optimizer(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class Pretrainer(ResumableTrainer):
         network: the pre-training model, holding the weights that the stage starts from.
         optimizer: see :func:`~medcoss_components.engines.optimisation.pretraining_optimizer`.
         strategy: name or object of a rehearsal strategy.
+        strategy_options: settings of strategies by name, such as ``ewc_weight``; None for a strategy's own value.
+        init_weights: where the network's weights were read from, for strategies that find more there; None: from
+            scratch.
         vocabulary: needed when a batch holds text.
         seed: seed of the run.
         precision: "float32", "bf16" or "fp16".
@@ -52,6 +56,8 @@ class Pretrainer(ResumableTrainer):
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         strategy: str | Strategy = "medcoss",
+        strategy_options: Mapping[str, Any] | None = None,
+        init_weights: str | Path | None = None,
         vocabulary: Vocabulary | None = None,
         seed: int = 0,
         precision: str = "bf16",
@@ -63,8 +69,10 @@ class Pretrainer(ResumableTrainer):
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] = (),
     ) -> None:
-        self.strategy = get_strategy(strategy)
-        self.teacher = self._make_teacher(network.to(device), train_data_loader)
+        self.strategy = get_strategy(strategy, strategy_options)
+        self.strategy.start(network.to(device), init_weights=init_weights, seed=seed)
+        _add_parameters(optimizer, self.strategy.companion)
+        self.teacher = self._make_teacher(network, train_data_loader)
         self.modalities = train_data_loader.modalities
         self.settings = settings_for(
             network,
@@ -88,8 +96,13 @@ class Pretrainer(ResumableTrainer):
         )
 
     def _make_teacher(self, network: torch.nn.Module, loader: PretrainingLoader) -> torch.nn.Module | None:
-        has_buffers = len(loader.sources) > loader.current
-        return frozen_teacher(network) if self.strategy.needs_teacher and has_buffers else None
+        if not self.strategy.needs_teacher or len(loader.sources) == loader.current:
+            return None
+        return frozen_teacher(network, mode=self.strategy.teacher_mode)
+
+    def whole_network(self) -> torch.nn.Module:
+        """The network with the module that the strategy trains beside it, if it does."""
+        return self.strategy.whole_network(self.model)
 
     def step_batch(self, batch: dict[str, Any]) -> StepBatch:
         """Draw and apply this step's randomness."""
@@ -103,3 +116,13 @@ class Pretrainer(ResumableTrainer):
             if batch["rehearsal"]:
                 return self.strategy.rehearsal_loss(self._forward, self.teacher, prepared)
             return self.strategy.current_loss(self._forward, prepared)
+
+
+def _add_parameters(optimizer: torch.optim.Optimizer, companion: torch.nn.Module | None) -> None:
+    """Let the optimiser train a companion too: its matrices decay as those of the network, the rest does not."""
+    if companion is None:
+        return
+    decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
+    for matrices in (True, False):
+        parameters = [parameter for parameter in companion.parameters() if (parameter.ndim > 1) == matrices]
+        optimizer.add_param_group({"params": parameters, "weight_decay": decay if matrices else 0.0})

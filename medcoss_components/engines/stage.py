@@ -45,7 +45,7 @@ class PretrainingStage(RecordedRun):
         evaluator: pretext loss on validation data; None leaves it out.
         name: for MLflow and progress bars; default: the folder's name.
         settings: result-relevant settings; the folder refuses to go on with others.
-        buffer_ratio: size of the rehearsal buffer, share of the samples, in (0, 1].
+        buffer_ratio: size of the rehearsal buffer, share of the samples, in (0, 1]; a strategy may have its own.
         cluster_ratio: k-means clusters, share of the samples, in (0, 1].
         materialise: copy the exemplars into the stage's folder, so that the next stage needs no earlier data.
         seed: seed of the run.
@@ -101,9 +101,12 @@ class PretrainingStage(RecordedRun):
             parent_run_id=parent_run_id,
         )
         self.dataset, self.evaluator = dataset, evaluator
-        self.exemplars = exemplar_count(len(dataset), buffer_ratio)
+        self.strategy = trainer.strategy
+        own_ratio = self.strategy.buffer_ratio
+        self.buffer_ratio = buffer_ratio if own_ratio is None else own_ratio
+        self.exemplars = exemplar_count(len(dataset), self.buffer_ratio)
         self.clusters = cluster_count(len(dataset), cluster_ratio)
-        self.buffer_ratio, self.materialise = buffer_ratio, materialise
+        self.materialise = materialise
         self.embedding_batch_size, self.show_text = embedding_batch_size, show_text
         self.on_step: Callable[[PretrainingStage, str], None] = lambda stage, step: None
 
@@ -149,6 +152,7 @@ class PretrainingStage(RecordedRun):
         loader = self.trainer.data_loader
         return {
             **self.settings,
+            **self.strategy.identity(),
             "initial_weights": hash_weights(self.model.state_dict()),
             "stores": [source.key for source in loader.sources[: loader.current]],
             "buffers": [sha256_json(list(source.ids)) for source in loader.sources[loader.current :]],
@@ -161,11 +165,12 @@ class PretrainingStage(RecordedRun):
         """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
         guard = NonFiniteGuard(interval=self.log_interval)
         self.history = LossHistory(interval=self.log_interval, run=self.tracked)
+        companion = self.strategy.companion
         self.checkpoint = ResumeCheckpoint(
             path=self.checkpoint_path,
             seconds=self.checkpoint_seconds,
             guard=guard,
-            parts={"history": self.history},
+            parts={"history": self.history} | ({} if companion is None else {"companion": companion}),
             on_saved=self.tracked.flush,
         )
         bar = ProgressBar(description=f"train {self.name}", history=self.history)
@@ -207,7 +212,9 @@ class PretrainingStage(RecordedRun):
         if not self.main:
             return
         features = np.load(self.embeddings_path)
-        chosen = select_exemplars(features, count=self.exemplars, clusters=self.clusters, seed=self.seed)
+        chosen = select_exemplars(
+            features, count=self.exemplars, clusters=self.clusters, seed=self.seed, rule=self.strategy.exemplars
+        )
         buffer = make_buffer(
             store=self.dataset,
             exemplars=chosen,
@@ -220,6 +227,7 @@ class PretrainingStage(RecordedRun):
         write_buffer(buffer, self.folder / "buffer.json")
 
     def _artefacts(self) -> None:
+        self.strategy.finish(self)
         if not self.main:
             return
         save_weights(self.folder / "encoder.safetensors", encoder_state(self.model))

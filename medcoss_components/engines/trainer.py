@@ -12,6 +12,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys
 
 from medcoss_components.continual.strategies import LossTerm
+from medcoss_components.engines.allocation import keep_freed_memory
 from medcoss_components.engines.optimisation import check_precision
 from medcoss_components.engines.stepping import StepInBackward
 from medcoss_components.errors import InputError
@@ -31,6 +32,19 @@ def global_mean(term: LossTerm) -> tuple[torch.Tensor, torch.Tensor]:
     sums = idist.all_reduce(torch.stack([term.total.detach().double(), term.count.double()]))
     count = sums[1].clamp(min=1)
     return term.total * ranks / count.to(term.total.dtype), (sums[0] / count).float()
+
+
+def added_means(term: LossTerm) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The mean of a term plus the means of those added to it (a penalty has one unit on every rank).
+
+    Returns:
+        (scalar to differentiate on this rank, kind -> value to report); see :func:`global_mean`.
+    """
+    means = {part.kind: global_mean(part) for part in (term, *term.added)}
+    loss = means[term.kind][0]
+    for part in term.added:
+        loss = loss + means[part.kind][0]
+    return loss, {kind: reported for kind, (_, reported) in means.items()}
 
 
 class ResumableTrainer(SupervisedTrainer):
@@ -73,13 +87,14 @@ class ResumableTrainer(SupervisedTrainer):
     ) -> None:
         device = torch.device(device)
         self.precision = check_precision(precision, device)
+        keep_freed_memory(device)
         self.model = network.to(device)
         self.max_gradient_norm = max_gradient_norm
         super().__init__(
             device=device,
             max_epochs=max_epochs,
             train_data_loader=train_data_loader,
-            network=wrap_for_ranks(self.model, partly_used=self.partly_used),
+            network=wrap_for_ranks(self.whole_network().to(device), partly_used=self.partly_used),
             optimizer=optimizer,
             loss_function=loss_function,
             inferer=SimpleInferer() if inferer is None else inferer,
@@ -96,6 +111,13 @@ class ResumableTrainer(SupervisedTrainer):
         """Whether nothing looks at the gradients of the whole network, of several batches or of several ranks."""
         alone = self.max_gradient_norm is None and self.accumulation_steps == 1 and idist.get_world_size() == 1
         return alone and not self.gradient_scaler.is_enabled()
+
+    def whole_network(self) -> torch.nn.Module:
+        """What a step calls and trains: the network, in a subclass perhaps with a module beside it that is not kept.
+
+        One module, since ``DistributedDataParallel`` only sees what passes through one ``forward``.
+        """
+        return self.model
 
     def loss_term(self, batch: dict[str, Any]) -> LossTerm:
         """The loss of this rank's share of a batch, as a sum and what it is a sum of."""
@@ -126,13 +148,14 @@ class ResumableTrainer(SupervisedTrainer):
         if first:
             self.optimizer.zero_grad(set_to_none=True)
         term = self.loss_term(batchdata)
-        loss, reported = global_mean(term)
+        loss, reported = added_means(term)
         self.gradient_scaler.scale(loss / window).backward()
         if last:
             self._update()
         return {
-            CommonKeys.LOSS: reported,
+            CommonKeys.LOSS: torch.stack(list(reported.values())).sum() if term.added else reported[term.kind],
             "kind": term.kind,
+            "parts": reported if term.added else {},
             "modality": batchdata["modality"],
             "count": batchdata["count"],
             "ids": batchdata["ids"],
@@ -144,7 +167,7 @@ class ResumableTrainer(SupervisedTrainer):
             return
         if self.max_gradient_norm is not None:
             self.gradient_scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_gradient_norm)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)
         self.gradient_scaler.step(self.optimizer)
         self.gradient_scaler.update()
 
@@ -188,8 +211,9 @@ def module_of(network: torch.nn.Module) -> torch.nn.Module:
 
 
 def loss_terms(outputs: Iterable[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Mean loss per (modality, kind) of several outputs; transfers to the host once."""
+    """Mean loss per (modality, kind) of several outputs, the parts of a sum apart; transfers to the host once."""
     groups: dict[tuple[str, str], list[torch.Tensor]] = {}
     for output in outputs:
-        groups.setdefault((output["modality"], output["kind"]), []).append(output[CommonKeys.LOSS])
+        for kind, loss in (output.get("parts") or {output["kind"]: output[CommonKeys.LOSS]}).items():
+            groups.setdefault((output["modality"], kind), []).append(loss)
     return {key: float(torch.stack(losses).mean()) for key, losses in groups.items()}

@@ -41,7 +41,7 @@ def branch_weights(noise: Tensor, rate: float) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
-    """Scaled dot-product attention of (B, heads, N, D / heads).
+    """Scaled dot-product attention of (B, heads, N, D / heads); there may be fewer queries than keys.
 
     On a CPU in bfloat16 it is written out as matrix products, which take half to two thirds of the time of the kernel
     in float32 and a quarter of its bfloat16 backward; the probabilities are kept for the backward pass. Long inputs,
@@ -49,7 +49,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, c
     """
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
-    if query.dtype == torch.bfloat16 and query.shape[2] <= SHORT_TOKENS and not causal:
+    if query.dtype == torch.bfloat16 and key.shape[2] <= SHORT_TOKENS and not causal:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return (scores if mask is None else scores.masked_fill(~mask, LOWEST)).softmax(dim=-1) @ value
     with torch.autocast("cpu", enabled=False):
@@ -69,6 +69,15 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         return self.output(self.mix(self.qkv(tokens), mask, causal))
+
+    def read_by_last(self, tokens: Tensor, first: int) -> Tensor:
+        """(B, N, D) -> (B, N - first, D): all tokens are read, but only by those from number ``first`` on."""
+        width = tokens.shape[2]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        query = F.linear(tokens[:, first:], weight[:width], bias[:width])
+        key, value = F.linear(tokens, weight[width:], bias[width:]).chunk(2, dim=-1)
+        split = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        return self.output(_attend(*split, mask=None, causal=False).transpose(1, 2).flatten(2))
 
     def mix(self, qkv: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """(B, N, 3 * D) -> (B, N, D), before the output's Linear."""
@@ -125,9 +134,19 @@ class Block(nn.Module):
         """
         first, second = (None, None) if weights is None else weights[:, None, None].unbind(-1)
         branch = self.attention(self.attention_norm(tokens), mask, causal)
-        tokens = tokens + scaled(branch, self.attention_scale, first)
+        return self._perceptron(tokens + scaled(branch, self.attention_scale, first), second)
+
+    def _perceptron(self, tokens: Tensor, weight: Tensor | None) -> Tensor:
         branch = gelu_linear(self.mlp_in(self.mlp_norm(tokens)), self.mlp_out)
-        return tokens + scaled(branch, self.mlp_scale, second)
+        return tokens + scaled(branch, self.mlp_scale, weight)
+
+    def of_last(self, tokens: Tensor, first: int) -> Tensor:
+        """The same for the tokens from number ``first`` on, where nobody reads the others afterwards.
+
+        (B, N, D) -> (B, N - first, D), without mask and stochastic depth.
+        """
+        branch = self.attention.read_by_last(self.attention_norm(tokens), first)
+        return self._perceptron(tokens[:, first:] + scaled(branch, self.attention_scale, None), None)
 
 
 def scaled(branch: Tensor, scale: Tensor | None, weight: Tensor | None) -> Tensor:

@@ -133,9 +133,11 @@ class ImageDecoder(nn.Module):
             (B, N - kept, P) or (B, N, P), in the order of ``order``.
         """
         tokens = self._tokens(dimension, encoded, order, grid)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             tokens = run_block(block, tokens, checkpointed=self.checkpoint_blocks)
-        wanted = tokens[:, 1 + order.kept :] if removed_only else tokens[:, 1:]
+        first = 1 + order.kept if removed_only else 1
+        wanted = run_block(last.of_last, tokens, first, checkpointed=self.checkpoint_blocks)
         return self.heads[f"{dimension}d"](self.norm(wanted))
 
 

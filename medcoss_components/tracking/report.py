@@ -13,8 +13,9 @@ from medcoss_components._version import __version__
 from medcoss_components.files import atomic_path
 from medcoss_components.tracking import report_html as html
 from medcoss_components.tracking.curves import chain_curves
-from medcoss_components.tracking.report_captions import OVERVIEW, RETENTION
+from medcoss_components.tracking.report_captions import OVERVIEW
 from medcoss_components.tracking.report_data import ChainResult, read_chain, seconds_text, summary_rows
+from medcoss_components.tracking.report_retention import retention_section
 from medcoss_components.tracking.report_style import STYLE
 
 REPORT_NAME = "REPORT.html"
@@ -45,11 +46,13 @@ def write_report(output_dir: str | Path) -> Path:
 
 def _page(chain: ChainResult) -> str:
     sections = [html.stage_section(number, stage) for number, stage in enumerate(chain.stages, 1)]
+    retained = retention_section(chain)
     body = [
-        html.header(chain),
+        html.header(chain, retained=bool(retained)),
         "<main>",
         html.notice(chain),
         f"<section>{html.summary(chain)}{_overview(chain)}{html.times(chain)}</section>",
+        retained,
         *sections,
         html.settings(chain),
         f"</main><footer>Written by medcoss-components {__version__}. The pictures show samples of the training data: "
@@ -64,16 +67,12 @@ def _page(chain: ChainResult) -> str:
 
 
 def _overview(chain: ChainResult) -> str:
-    """Curves of the whole chain, and the retention picture when an evaluation has drawn one."""
+    """Curves of the whole chain."""
     histories = {stage.name: stage.history for stage in chain.stages if stage.history.get("rows")}
-    parts = []
-    if histories:
-        with tempfile.TemporaryDirectory() as folder:
-            drawn = chain_curves(histories, Path(folder) / "chain.png")
-            parts.append(html.picture(drawn, OVERVIEW, "Whole chain"))
-    if (chain.folder / "retention.png").is_file():
-        parts.append(html.picture(chain.folder / "retention.png", RETENTION, "Whole chain"))
-    return "".join(parts)
+    if not histories:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        return html.picture(chain_curves(histories, Path(folder) / "chain.png"), OVERVIEW, "Whole chain")
 
 
 def summary_table(output_dir: str | Path) -> str:

@@ -29,9 +29,19 @@ OVERVIEW = Caption(
 )
 
 RETENTION = Caption(
-    "Retention",
-    "How well earlier modalities are kept after each later stage",
-    "How well each modality is still represented after every later stage.",
+    "How well each modality is kept",
+    "Scores of frozen features after every stage, one row a probe or a modality, one column an encoder",
+    "Columns are encoders: before the chain, then after each stage. A frame marks the stage that learned the row's "
+    "modality; numbers that fall to the right of it are forgetting. k-NN and logistic regression: share of test samples"
+    " whose class is found from frozen features; compare with the first column and with the commonest class. CKA and "
+    "neighbours kept: how alike the features of a modality are to those right after its own stage, 100 is unchanged. "
+    "Logistic regression can stay high while features move far, so read it beside the others.",
+)
+
+MEASURES = (
+    "Average accuracy: mean of the last column over the probes whose modality was learned. Backward transfer: mean "
+    "change since the own stage; below zero, later stages have done harm. Forgetting: mean fall from the best score "
+    "since the own stage; zero is best."
 )
 
 _WORDS = Caption(

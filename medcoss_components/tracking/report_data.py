@@ -9,6 +9,7 @@ from typing import Any
 
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json
+from medcoss_components.retention.results import read_retention
 from medcoss_components.tracking.curves import COLUMNS, read_curves
 
 #: Kinds of pictures, in the order of the report; file ``<stage>/previews/<kind>.png``.
@@ -64,6 +65,8 @@ class ChainResult:
     settings: Mapping[str, Any]
     stages: tuple[StageResult, ...]
     planned: tuple[str, ...]
+    retention: Mapping[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -143,6 +146,7 @@ def read_chain(output_dir: str | Path) -> ChainResult:
     record = read_json(folder / "chain.json")
     stages = tuple(read_stage(folder, entry) for entry in record.get("stages", []))
     settings = record.get("settings") or {}
+    problems: list[str] = []
     return ChainResult(
         folder=folder,
         experiment=str(record.get("experiment") or ""),
@@ -150,7 +154,18 @@ def read_chain(output_dir: str | Path) -> ChainResult:
         settings=settings,
         stages=stages,
         planned=_planned(record, len(stages)),
+        retention=_retention(folder, problems),
+        problems=tuple(problems),
     )
+
+
+def _retention(folder: Path, problems: list[str]) -> Mapping[str, Any]:
+    """The matrix of retention.json, empty where there is none."""
+    try:
+        return read_retention(folder) or {}
+    except InputError as error:
+        problems.append(str(error))
+        return {}
 
 
 def _planned(record: Mapping[str, Any], begun: int) -> tuple[str, ...]:

@@ -58,13 +58,14 @@ def badge(text: str) -> str:
     return f'<span class="badge{" finished" if text == "finished" else ""}">{escape(text)}</span>'
 
 
-def header(chain: ChainResult) -> str:
-    """Title, status, one sentence on what the page is, links to the sections."""
+def header(chain: ChainResult, *, retained: bool = False) -> str:
+    """Title, status, one sentence on what the page is, links to the sections; ``retained``: to that on retention."""
     done = sum(stage.finished for stage in chain.stages)
     total = len(chain.stages) + len(chain.planned)
     status = "finished" if chain.finished else f"unfinished: {done} of {total} stages"
     facts = [f"{done} stages", seconds_text(chain.seconds)] + ([f"last step {chain.ended}"] if chain.ended else [])
-    links = "".join(f'<a href="#{escape(stage.name)}">{escape(stage.name)}</a>' for stage in chain.stages)
+    sections = [*(["retention"] if retained else []), *(stage.name for stage in chain.stages)]
+    links = "".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in sections)
     return (
         f"<header class=page><h1>Continual pre-training report</h1><p class=lead>{badge(status)} &nbsp; "
         f"{escape(' · '.join(facts))}</p><p>One encoder learned the modalities below one after the other. Each stage "
@@ -75,7 +76,7 @@ def header(chain: ChainResult) -> str:
 
 def notice(chain: ChainResult) -> str:
     """What is missing and how to go on; empty for a finished chain without problems."""
-    problems = [problem for stage in chain.stages for problem in stage.problems]
+    problems = [*chain.problems, *(problem for stage in chain.stages for problem in stage.problems)]
     open_stages = [f"{stage.name}: {stage.status}" for stage in chain.stages if not stage.finished]
     entries = [*open_stages, *(f"{name}: not started" for name in chain.planned), *problems]
     if not entries:

@@ -38,6 +38,40 @@ def test_sides_take_turns_and_the_warm_up_does_not_count():
     assert figures == ((4.0, 5.0), (3.0, 6.0))
 
 
+def test_settled_turns_begin_with_a_call_that_does_not_count():
+    calls: list[str] = []
+
+    def side(letter):
+        def work():
+            calls.append(letter)
+            return float(len(calls))
+
+        return work
+
+    figures = alternate(side("s"), side("o"), pairs=1, warmup=1, settle=True)
+    assert "".join(calls) == "so" + "ooss" and figures == ((6.0,), (4.0,))
+
+
+def test_each_side_finds_its_own_way_of_memory(monkeypatch):
+    from straightforward import allocation
+
+    from medcoss_components.engines import allocation as ours
+
+    order: list[str] = []
+    monkeypatch.setattr(allocation, "give_back_freed_memory", lambda: order.append("give back"))
+    monkeypatch.setattr(ours, "keep_freed_memory", lambda: order.append("keep"))
+    alternate(lambda: order.append("s") or 1.0, lambda: order.append("o") or 1.0, pairs=1, warmup=0)
+    assert order == ["give back", "s", "keep", "o"]
+
+
+def test_freed_memory_can_be_given_back():
+    from straightforward.allocation import give_back_freed_memory
+
+    from medcoss_components.engines.allocation import keep_freed_memory
+
+    assert give_back_freed_memory() == keep_freed_memory()  # both where there is glibc, none elsewhere
+
+
 def test_timed_divides_by_the_units():
     assert 0 < timed(lambda: None, units=1e6)() < 1e-6
 

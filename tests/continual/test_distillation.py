@@ -125,3 +125,25 @@ def test_teacher_is_of_the_models_class_and_can_be_copied_again():
     assert isinstance(teacher, Network) and type(teacher).__name__ == "Network"
     assert list(teacher.state_dict()) == list(Network().state_dict())
     assert not teacher.train().training
+
+
+class TestTeacherInTrainingMode:
+    def test_keeps_its_mode(self):
+        holder = nn.Module()
+        holder.teacher = frozen_teacher(nn.Sequential(nn.Dropout(0.5)), mode="train")
+        assert holder.teacher.training and holder.eval().teacher[0].training and holder.teacher.eval().training
+        assert isinstance(holder.teacher, nn.Sequential)
+
+    def test_learns_nothing(self):
+        teacher = frozen_teacher(nn.Linear(2, 2), mode="train")
+        assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+    @pytest.mark.parametrize(("first", "second"), [("eval", "train"), ("train", "eval")])
+    def test_of_a_teacher_takes_the_mode_asked_for(self, first, second):
+        teacher = frozen_teacher(frozen_teacher(nn.Linear(2, 2), mode=first), mode=second)
+        assert teacher.train().training == teacher.eval().training == (second == "train")
+        assert type(teacher).__mro__[-2:] == nn.Linear.__mro__[-2:] and isinstance(teacher, nn.Linear)
+
+    def test_other_mode_refused(self):
+        with pytest.raises(InputError, match="mode: must be one of eval, train, received 'half'"):
+            frozen_teacher(nn.Linear(1, 1), mode="half")

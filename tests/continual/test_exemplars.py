@@ -168,3 +168,35 @@ def test_projection_keeps_the_two_main_directions():
 def test_projection_of_flat_features():
     assert project_2d(np.ones((4, 3))).tolist() == [[0, 0]] * 4
     np.testing.assert_allclose(project_2d(np.array([[1.0], [3.0]])), [[-1, 0], [1, 0]])
+
+
+class TestRandomRule:
+    def test_exact_number_without_repeats_and_repeatable(self):
+        features = random_features()
+        first, again = (select_exemplars(features, count=17, clusters=3, seed=5, rule="random") for _ in range(2))
+        assert len(set(first.indices.tolist())) == 17 and (np.diff(first.indices) > 0).all()
+        np.testing.assert_array_equal(first.indices, again.indices)
+        assert first.indices.tolist() != select_exemplars(features, count=17, clusters=3, seed=5).indices.tolist()
+
+    def test_does_not_look_at_the_features(self):
+        first, other = (
+            select_exemplars(features, count=5, clusters=2, seed=0, rule="random")
+            for features in (random_features(40), np.ones((40, 3)))
+        )
+        assert first.indices.tolist() == other.indices.tolist()
+
+    def test_every_sample_is_drawn_as_often(self):
+        """400 draws of 5 of 10: each sample about 200 times, standard deviation 10."""
+        counts = np.zeros(10)
+        for seed in range(400):
+            counts[select_exemplars(np.ones((10, 1)), count=5, clusters=1, seed=seed, rule="random").indices] += 1
+        assert counts.min() > 150 and counts.max() < 250
+
+    def test_one_cluster_around_the_mean(self):
+        chosen = select_exemplars(np.array([[0.0], [2.0], [4.0]]), count=3, clusters=2, seed=0, rule="random")
+        assert chosen.distances.tolist() == [2, 0, 2] and chosen.clusters.tolist() == [0, 0, 0]
+        assert chosen.assignment.tolist() == [0, 0, 0] and chosen.distances.dtype == np.float32
+
+    def test_other_rule_refused(self):
+        with pytest.raises(InputError, match="rule: must be one of kmeans, random, received 'first'"):
+            select_exemplars(np.ones((3, 1)), count=1, clusters=1, seed=0, rule="first")

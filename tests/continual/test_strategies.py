@@ -149,8 +149,86 @@ def test_experience_replay_repeats_the_pretext_task(tiny_network, prepared):
 
 
 def test_unknown_name_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="experience_replay, joint, medcoss, sequential, received 'ewc'"):
-        get_strategy("ewc")
+    with pytest.raises(InputError, match="cassle, ewc, experience_replay, joint, medcoss, .*, received 'packnet'"):
+        get_strategy("packnet")
+
+
+class TestOptions:
+    def test_given_to_the_strategy_that_has_them(self):
+        assert get_strategy("ewc", {"ewc_weight": 3.0}).weight == 3.0
+        assert get_strategy("sequential", {"ewc_weight": 3.0}).name == "sequential"
+
+    def test_none_leaves_the_strategys_own_value(self):
+        assert get_strategy("ewc", {"ewc_weight": None}).weight == get_strategy("ewc").weight
+
+    def test_unknown_one_refused(self):
+        with pytest.raises(InputError, match="no strategy has ewc_wieght; use ewc_weight"):
+            get_strategy("medcoss", {"ewc_wieght": 1})
+
+
+class TestVariants:
+    """Each deviates from MedCoSS in one attribute."""
+
+    CHANGES = {
+        "medcoss_without_mixup": ("mixup", False),
+        "medcoss_random_exemplars": ("exemplars", "random"),
+        "medcoss_buffer_1": ("buffer_ratio", 0.01),
+        "medcoss_buffer_10": ("buffer_ratio", 0.1),
+        "medcoss_teacher_train": ("teacher_mode", "train"),
+        "medcoss_reversed": ("reverses_stages", True),
+    }
+
+    def test_all_are_known(self):
+        assert {name for name in STRATEGIES if name.startswith("medcoss_")} == set(self.CHANGES)
+
+    @pytest.mark.parametrize("name", sorted(CHANGES))
+    def test_one_thing_differs(self, name):
+        attributes = ("uses_buffers", "needs_teacher", "single_stage", *{key for key, _ in self.CHANGES.values()})
+        usual, variant = get_strategy("medcoss"), get_strategy(name)
+        differences = {key: getattr(variant, key) for key in attributes if getattr(variant, key) != getattr(usual, key)}
+        assert differences == dict([self.CHANGES[name]])
+
+    @pytest.mark.parametrize("modality", MODALITIES)
+    def test_without_mixup_both_see_the_samples_themselves(self, modality, tiny_network, prepared):
+        network, batch = tiny_network().eval(), prepared(modality)
+        student, teacher = Recorder(network), Recorder(frozen_teacher(network))
+        get_strategy("medcoss_without_mixup").rehearsal_loss(student, teacher, batch)
+        (inputs, _), (teacher_inputs, _) = student.calls[0], teacher.calls[0]
+        own = batch.loaded[:5, : inputs.shape[1]] if modality == "report" else batch.loaded[:5]
+        assert torch.equal(inputs, own) and torch.equal(teacher_inputs, own)
+        assert not torch.equal(batch.mixed().inputs, batch.mixed(mixup=False).inputs)
+
+    @pytest.mark.parametrize("modality", MODALITIES)
+    def test_mixup_leaves_the_other_draws_alone(self, modality, prepared):
+        batch = prepared(modality)
+        mixed, plain = batch.mixed().arguments, batch.mixed(mixup=False).arguments
+        assert torch.equal(mixed["depth_noise"], plain["depth_noise"]) and mixed.keys() == plain.keys()
+        assert modality == "report" or torch.equal(mixed["noise"], plain["noise"])
+
+    def test_teacher_in_training_mode_has_draws_of_its_own(self, tiny_network, prepared):
+        """Only the teacher's branches differ: the student's call is the one of MedCoSS."""
+        network = tiny_network(stochastic_depth=0.5).train()
+        calls = {}
+        for name in ("medcoss", "medcoss_teacher_train"):
+            mode = get_strategy(name).teacher_mode
+            student, teacher = Recorder(network), Recorder(frozen_teacher(network, mode=mode))
+            term = get_strategy(name).rehearsal_loss(student, teacher, prepared("xray"))
+            calls[name] = (student.calls[0], teacher.calls[0], term.total)
+        usual, variant = calls.values()
+        assert torch.equal(usual[0][1]["depth_noise"], variant[0][1]["depth_noise"])
+        assert not torch.equal(variant[0][1]["depth_noise"], variant[1][1]["depth_noise"])
+        assert torch.equal(variant[0][1]["noise"], variant[1][1]["noise"])
+        assert torch.equal(usual[0][0], variant[1][0]) and not torch.equal(usual[2], variant[2])
+
+    def test_teacher_in_training_mode_without_branches_to_drop_is_the_usual_one(self, tiny_network, prepared):
+        network = tiny_network(stochastic_depth=0.0).train()
+        totals = [
+            get_strategy(name)
+            .rehearsal_loss(network, frozen_teacher(network, mode=get_strategy(name).teacher_mode), prepared("ct"))
+            .total
+            for name in ("medcoss", "medcoss_teacher_train")
+        ]
+        assert torch.equal(*totals)
 
 
 def test_only_joint_trains_in_one_stage():

@@ -1,7 +1,8 @@
-"""Which samples make up which batch, and how ranks and workers share the reading."""
+"""Which samples make up which batch, and how ranks and threads share the reading."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 
 import numpy as np
@@ -89,6 +90,67 @@ class TestBatchSampler:
     def test_batch_below_ranks_refused(self):
         with pytest.raises(InputError, match=r"number of processes \(4\), received 3"):
             sampler(batch_size=3, ranks=4)
+
+
+class TestRehearsalShare:
+    def shared(self, share=0.5, sizes=SIZES, full_batches=frozenset({1, 2}), **options):
+        return sampler(sizes, full_batches=full_batches, rehearsal_share=share, **options)
+
+    @pytest.mark.parametrize(("share", "batches"), [(0.5, 6), (0.25, 2), (0.001, 1), (0.8, 24)])
+    def test_share_of_an_epoch(self, share, batches):
+        """21 samples in batches of 4 are 6 batches."""
+        for epoch in range(4):
+            used_sources = Counter(plan.source > 0 for plan in self.shared(share).plans(epoch))
+            assert used_sources == {False: 6, True: batches}
+        assert len(self.shared(share)) == 6 + batches
+
+    def test_current_samples_once_an_epoch(self):
+        for epoch in range(3):
+            assert used(self.shared().plans(epoch), 0) == dict.fromkeys(range(21), 1)
+
+    def test_current_samples_come_as_without_a_share(self):
+        batches = [
+            sorted(plan.indices.tolist() for plan in plans.plans(2) if plan.source == 0)
+            for plans in (sampler(), self.shared())
+        ]
+        assert batches[0] == batches[1]
+
+    def test_joint_sources_are_current(self):
+        plans = self.shared(sizes=(8, 12, 6), full_batches=frozenset({2})).plans(0)
+        assert Counter(plan.source for plan in plans) == {0: 2, 1: 3, 2: 5}
+
+    def test_spread_evenly_in_full_batches(self):
+        plans = self.shared().plans(0)
+        assert Counter(plan.source for plan in plans) == {0: 6, 1: 3, 2: 3}
+        assert {len(plan.indices) for plan in plans if plan.source} == {4}
+
+    def test_buffer_goes_on_through_epochs(self):
+        """An epoch uses 12 of 24 samples."""
+        plans = self.shared(sizes=(12, 24), full_batches=frozenset({1}))
+        first, second = (used(plans.plans(epoch), 1) for epoch in (0, 1))
+        assert first + second == dict.fromkeys(range(24), 1)
+
+    def test_rehearsal_is_mixed_among_the_others(self):
+        sources = [plan.source for plan in self.shared().plans(0)]
+        assert sources != sorted(sources)
+
+    def test_unshuffled_buffers_come_last(self):
+        plans = self.shared(0.25, shuffle=False).plans(0)
+        assert content(plans)[-2:] == [(1, 0, 6, [0, 1, 2, 3]), (2, 0, 7, [0, 1, 2, 0])]
+
+    @pytest.mark.parametrize("share", [0.1, 0.5])
+    def test_without_buffers_nothing_changes(self, share):
+        plain, shared = (sampler((21, 6), full_batches=frozenset(), rehearsal_share=s) for s in (None, share))
+        assert content(plain.plans(3)) == content(shared.plans(3)) and len(plain) == len(shared)
+
+    def test_order_does_not_depend_on_ranks(self):
+        sizes = (20, 6, 3)
+        assert content(self.shared(sizes=sizes).plans(1)) == content(self.shared(sizes=sizes, ranks=2).plans(1))
+
+    @pytest.mark.parametrize("share", [0.0, 1.0, -1, 2])
+    def test_outside_refused_even_without_buffers(self, share):
+        with pytest.raises(InputError, match=f"rehearsal_share must be above 0 and below 1, received {share}"):
+            sampler((21,), full_batches=frozenset(), rehearsal_share=share)
 
 
 class TestRankRows:
@@ -185,18 +247,79 @@ class TestPretrainingLoader:
         assert {row[1] for row in first} == {0} and {row[1] for row in second} == {1}
         assert first != [(row[0], 0, *row[2:]) for row in second]
 
-    def test_resumes_at_any_position(self, fake_source):
-        loader = self.loader(fake_source)
+    @pytest.mark.parametrize("options", [{}, {"rehearsal_share": 0.5, "num_workers": 2}])
+    def test_resumes_at_any_position(self, fake_source, options):
+        loader = self.loader(fake_source, **options)
         whole = self.summary(loader) + self.summary(loader)
         length = len(loader)
+        assert len(whole) == 2 * length
         for position in range(2 * length):
-            resumed = self.loader(fake_source)
+            resumed = self.loader(fake_source, **options)
             resumed.set_position(*divmod(position, length))
             rest = self.summary(resumed) + (self.summary(resumed) if position < length else [])
             assert rest == whole[position:], position
 
-    def test_workers_give_the_same_batches(self, fake_source):
-        assert self.summary(self.loader(fake_source, num_workers=2)) == self.summary(self.loader(fake_source))
+    @pytest.mark.parametrize("share", [None, 0.5])
+    def test_threads_give_the_same_batches(self, fake_source, share):
+        loaders = [self.loader(fake_source, num_workers=count, rehearsal_share=share) for count in (0, 1, 3)]
+        for _ in range(2):  # epochs
+            expected, *others = ([*loader] for loader in loaders)
+            for batches in others:
+                assert [batch["ids"] for batch in batches] == [batch["ids"] for batch in expected]
+                assert all(
+                    torch.equal(batch[key], want[key])
+                    for batch, want in zip(batches, expected, strict=True)
+                    for key in ("raw", "rows", "partners")
+                )
+
+    def test_reads_in_threads_that_end_with_the_iteration(self, fake_source):
+        names = set()
+        loader = self.loader(fake_source, num_workers=2)
+        real = loader.dataset.gather
+        loader.dataset.gather = lambda rows: names.add(threading.current_thread().name) or real(rows)
+        for batch in loader:
+            if batch["source"] == 0:
+                break
+        assert names and all(name.startswith("reader") for name in names)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+        assert (loader.epoch, loader.step) == (0, 0)  # an epoch that was left is begun anew
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_errors_of_a_source_arrive_as_they_are(self, fake_source, workers):
+        def broken(rows):
+            raise InputError("shard-0000.npy: cannot be read")
+
+        loader = self.loader(fake_source, num_workers=workers)
+        loader.sources[1].gather = broken
+        with pytest.raises(InputError, match=r"^shard-0000\.npy: cannot be read$"):
+            list(loader)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_random_numbers_of_the_process_are_left_alone(self, fake_source, workers):
+        before = torch.get_rng_state()
+        list(self.loader(fake_source, num_workers=workers))
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_pins_where_it_reads(self, fake_source, workers, monkeypatch):
+        names, devices = set(), []
+        pin = lambda tensor: names.add(threading.current_thread().name) or tensor  # noqa: E731
+        monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+        loader = self.loader(fake_source, num_workers=workers)
+        loader.pin_memory = True
+        assert len(list(loader)) == len(loader)
+        assert names and all(name.startswith("reader") == (workers > 0) for name in names)
+        assert set(devices) == ({1} if workers else set())
+
+    def test_negative_workers_refused(self, fake_source):
+        with pytest.raises(InputError, match="num_workers must be 0 or more threads, received -1"):
+            self.loader(fake_source, num_workers=-1)
+
+    def test_rehearsal_share_reaches_the_plans(self, fake_source):
+        loader = self.loader(fake_source, rehearsal_share=0.25)  # 3 batches of 9 current samples and 1 more
+        assert len(loader) == 4 and [batch["rehearsal"] for batch in loader].count(True) == 1
 
     def test_unshuffled_reads_in_store_order(self, fake_source):
         loader = self.loader(fake_source, buffers=[], shuffle=False)

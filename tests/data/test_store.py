@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from medcoss_components.data import building, shards
+from medcoss_components.data import store as store_module
 from medcoss_components.data.manifest import read_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import Store, open_store, prepare_store
@@ -147,6 +149,17 @@ class TestStore:
         subset = store.write_subset(tmp_path / "subset", [6, 7, 0, 1])
         assert [shard["count"] for shard in subset.index["shards"]] == [3, 1]
         assert np.array_equal(subset.gather([3, 0]), store.gather([1, 6]))
+
+    def test_threads_open_it_once(self, stores, monkeypatch):
+        opened, real = [], store_module.read_json
+        slow = lambda path: opened.append(path.name) or time.sleep(0.02) or real(path)  # noqa: E731
+        store = open_store(stores["ct"].path)
+        monkeypatch.setattr(store_module, "read_json", slow)
+        with ThreadPoolExecutor(4) as executor:
+            ids = list(executor.map(lambda _: store.ids, range(8)))
+            samples = list(executor.map(lambda row: store.gather([row]), range(4)))
+        assert opened == ["items.json"] and all(names is ids[0] for names in ids)
+        assert np.array_equal(np.concatenate(samples), stores["ct"].gather(range(4)))
 
     def test_shards_are_plain_numpy_files(self, stores):
         store = stores["ct"]

@@ -183,6 +183,21 @@ class TestWholeChain:
         last = children[record["stages"][-1]["run_id"]].data.metrics
         assert {"tiny_volume/pretext", "tiny_text/distillation", "tiny_picture/distillation"} <= set(last)
 
+    def test_retention_is_scored_after_every_stage(self, folder):
+        from mlflow import MlflowClient
+
+        result = json.loads((folder / "retention.json").read_text())
+        assert [stage["name"] for stage in result["stages"]] == [
+            "start",
+            *(f"0{n}_{m}" for n, m in enumerate(ENTRIES, 1)),
+        ]
+        assert 'id="retention"' in (folder / "REPORT.html").read_text()
+        client, run_id = MlflowClient(f"sqlite:///{folder}/mlruns.db"), read_chain(folder)["run_id"]
+        history = client.get_metric_history(run_id, "retention/cka/tiny_text")
+        assert [metric.step for metric in history] == [1, 2, 3]
+        assert history[0].value == pytest.approx(1)
+        assert {"retention.json", "retention.png"} <= {entry.path for entry in client.list_artifacts(run_id)}
+
     def test_again_does_nothing(self, folder, build, monkeypatch, capsys):
         monkeypatch.setattr(PretrainingChain, "_stage_parser", None)
         before = {path: path.read_bytes() for path in folder.glob("0*/*.*")}
@@ -283,6 +298,14 @@ class TestStrategies:
         assert kinds(folder, "01_joint") == {("tiny_picture", "pretext"), ("tiny_text", "pretext")}
         assert metrics(folder, "01_joint")["epochs"] == 1 and "['max_epochs'] of entries are not used" in caplog.text
 
+    def test_strategy_that_reverses_the_order(self, build, tmp_path, monkeypatch):
+        from medcoss_components.continual.strategies import get_strategy
+
+        strategy = get_strategy("sequential")
+        monkeypatch.setattr(type(strategy), "reverses_stages", True, raising=False)
+        chain = build(tmp_path / "run", *ENTRIES, strategy=strategy)
+        assert chain.stage_names() == ["01_tiny_volume", "02_tiny_picture", "03_tiny_text"]
+
     def test_materialised_buffers_need_no_earlier_store(self, build, tmp_path):
         import shutil
 
@@ -373,8 +396,8 @@ class TestRefusals:
             check_entries([{"modality": "sonar", "data_manifest": "a.json"}])
 
     def test_unknown_strategy(self, build, tmp_path):
-        with pytest.raises(InputError, match="received 'ewc'"):
-            build(tmp_path / "run", "tiny_text", strategy="ewc")
+        with pytest.raises(InputError, match="received 'rewind'"):
+            build(tmp_path / "run", "tiny_text", strategy="rewind")
 
     @pytest.mark.parametrize("where", ["changes", "entry"])
     def test_unknown_key(self, where, build, data, tmp_path):
@@ -392,6 +415,18 @@ class TestRefusals:
         chain = build(tmp_path / "run", {"modality": "tiny_picture", "data_manifest": str(tmp_path / "gone.json")})
         with pytest.raises(InputError, match="stage 01_tiny_picture: data_manifest .*gone.json: no such file"):
             chain.run()
+
+    def test_probes_are_looked_at_before_the_first_stage_runs(self, build, data, tmp_path):
+        for probe, match in (
+            (
+                {"name": "a", "data_manifest": str(tmp_path / "gone.json")},
+                "probe a: data_manifest .*gone.json: no such",
+            ),
+            ({"name": "a", "data_manifest": str(data["tiny_text"])}, "probe a: .* has no testing items"),
+        ):
+            with pytest.raises(InputError, match=match):
+                build(tmp_path / "run", "tiny_picture", probes=[probe]).run()
+        assert not list((tmp_path / "run").iterdir())
 
     def test_bad_images_of_a_later_stage_are_found_before_the_first_trains(self, build, tmp_path):
         entry = ENTRIES["tiny_volume"] | {"name": "tiny_volume"}

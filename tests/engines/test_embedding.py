@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,10 @@ def one_by_one(network, source, pad_id):
         with torch.no_grad():
             vectors.append(network.eval().features(source.modality, inputs)[0].mean(dim=0))
     return torch.stack(vectors).numpy()
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
 def ranked(monkeypatch, rank, ranks):
@@ -51,6 +57,19 @@ class TestEmbedSource:
         network = tiny_network(stochastic_depth=0.9).train(training)
         first, second = (embed_source(network, fake_source("xray", 4), device=CPU) for _ in range(2))
         assert np.array_equal(first, second) and network.training == training
+
+    def test_next_batch_is_read_in_a_thread(self, fake_source, tiny_network):
+        network, source, names = tiny_network(), fake_source("xray", 7), set()
+        expected, real = embed_source(network, source, device=CPU, batch_size=2), source.gather
+        source.gather = lambda rows: names.add(threading.current_thread().name) or real(rows)
+        assert np.array_equal(embed_source(network, source, device=CPU, batch_size=2), expected)
+        assert len(names) == 1 and readers() == [] and next(iter(names)).startswith("reader")
+
+    def test_no_thread_is_left_after_an_error(self, fake_source, tiny_network, monkeypatch):
+        monkeypatch.setattr(embedding, "embed_batch", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed_source(tiny_network(), fake_source("xray", 7), device=CPU, batch_size=2)
+        assert readers() == []
 
     def test_bf16_is_close_and_stored_in_float32(self, fake_source, tiny_network):
         network, source = tiny_network(), fake_source("xray", 4)

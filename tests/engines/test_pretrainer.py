@@ -13,6 +13,8 @@ from medcoss_components.engines import trainer as trainer_module
 from medcoss_components.engines.handlers import LearningRateSchedule, LossHistory, NonFiniteGuard, ResumeCheckpoint
 from medcoss_components.engines.stepping import StepInBackward
 from medcoss_components.errors import InputError
+from medcoss_components.networks.pretraining import encoder_state
+from medcoss_components.weights import save_weights
 
 
 def gradients(network):
@@ -89,6 +91,41 @@ class TestIteration:
     def test_vocabulary_larger_than_the_table_refused(self, fake_source, make_trainer, tiny_network):
         with pytest.raises(InputError, match="network has rows for 60"):
             make_trainer(fake_source("report", 4), network=tiny_network(vocabulary_size=60))
+
+
+class TestCompanion:
+    """A module that a strategy trains beside the network (CaSSLe's predictor)."""
+
+    def trainer(self, fake_source, make_trainer, tmp_path, **options):
+        options = {"strategy": "cassle", "init_weights": tmp_path, "max_epochs": 1} | options
+        return make_trainer(fake_source("xray", 8), **options)
+
+    def test_the_optimiser_trains_it_with_decay_of_matrices_alone(self, fake_source, make_trainer, tmp_path):
+        trainer = self.trainer(fake_source, make_trainer, tmp_path)
+        matrices, others = trainer.optimizer.param_groups[2:]
+        own = list(trainer.strategy.companion.parameters())
+        assert len(own) == len(matrices["params"]) + len(others["params"]) == 6
+        assert all(parameter.ndim == 2 for parameter in matrices["params"])
+        assert (matrices["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
+
+    def test_it_is_called_with_the_network_and_kept_apart(self, fake_source, make_trainer, tmp_path, tiny_network):
+        trainer = self.trainer(fake_source, make_trainer, tmp_path)
+        assert trainer.network.predictor is trainer.strategy.companion and trainer.network.model is trainer.model
+        assert trainer.model.state_dict().keys() == tiny_network().state_dict().keys()
+
+    def test_the_schedule_moves_it_too(self, fake_source, make_trainer, tmp_path):
+        trainer = self.trainer(fake_source, make_trainer, tmp_path)
+        LearningRateSchedule(peak=1e-2, warmup_epochs=0).attach(trainer)
+        trainer.run()
+        assert len({group["lr"] for group in trainer.optimizer.param_groups}) == 1
+
+    def test_its_gradient_is_clipped_with_the_networks(self, fake_source, make_trainer, tmp_path):
+        trainer = self.trainer(fake_source, make_trainer, tmp_path, max_gradient_norm=0.01)
+        trainer.run()
+        values = gradients(trainer.network).values()
+        assert len(gradients(trainer.strategy.companion)) == 6
+        norm = torch.stack([value.square().sum() for value in values]).sum().sqrt().item()
+        assert norm == pytest.approx(0.01, rel=1e-3)
 
 
 class TestLearning:
@@ -211,6 +248,21 @@ class TestSteppingInBackward:
     def test_no_gradient_is_left(self, fake_source, make_trainer, tiny_network):
         trainer = self.trained(fake_source, make_trainer, tiny_network)
         assert gradients(trainer.model) == {} and trainer.early_steps.pending == 0
+
+    def test_same_bits_with_a_penalty_on_the_weights(
+        self, fake_source, make_trainer, tiny_network, tmp_path, monkeypatch
+    ):
+        """A parameter's gradient has two parts then; both must be there before it moves."""
+        monkeypatch.setattr(trainer_module, "StepInBackward", partial(StepInBackward, portion=1))
+        importance = {name: torch.ones_like(value) for name, value in encoder_state(tiny_network()).items()}
+        save_weights(tmp_path / "importance.safetensors", importance)
+        ends = [
+            self.trained(
+                fake_source, make_trainer, tiny_network, strategy="ewc", init_weights=tmp_path, max_gradient_norm=norm
+            ).model
+            for norm in (None, 1e9)
+        ]
+        assert same_weights(*ends)
 
     @pytest.mark.parametrize("options", [{"max_gradient_norm": 1.0}, {"accumulation_steps": 2}])
     def test_not_with_what_needs_all_gradients(self, options, fake_source, make_trainer, tiny_network):

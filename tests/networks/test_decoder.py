@@ -54,6 +54,17 @@ def test_decoder_equals_decoding_in_raster_order(positions, dimension, grid):
     torch.testing.assert_close(removed, full[:, order.kept :], atol=1e-6, rtol=1e-5)
 
 
+def test_a_block_of_the_last_tokens_equals_the_whole_one():
+    torch.manual_seed(0)
+    block = decoder().blocks[0]
+    tokens = torch.randn(2, 7, 12, requires_grad=True)
+    upstream = torch.randn(2, 4, 12)
+    whole = torch.autograd.grad((block(tokens)[:, 3:] * upstream).sum(), [tokens, *block.parameters()])
+    part = torch.autograd.grad((block.of_last(tokens, 3) * upstream).sum(), [tokens, *block.parameters()])
+    torch.testing.assert_close(block.of_last(tokens, 3), block(tokens)[:, 3:])
+    torch.testing.assert_close(part, whole)
+
+
 def test_sincos_tables_made_in_inference_mode_serve_training():
     part = decoder("sincos")
     order, encoded = order_patches(torch.rand(2, 6), 0.5), torch.randn(2, 4, 10)

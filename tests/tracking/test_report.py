@@ -42,6 +42,31 @@ class Page(HTMLParser):
             self.text += data + " "
 
 
+EMPTY = {"average_accuracy": None, "backward_transfer": None, "forgetting": None}
+EMPTY_SUMMARY = {"k_nn": EMPTY, "logistic": EMPTY}
+SCORES = {"average_accuracy": 0.9, "backward_transfer": -0.2, "forgetting": 0.2}
+RETAINED = {
+    "format": 1,
+    "stages": [{"name": "start", "modality": None}, {"name": "01_report", "modality": "report"}],
+    "probes": {
+        "words": {
+            "modality": "report",
+            "own": 1,
+            "k_nn": [None, 0.9],
+            "logistic": [None, 0.8],
+            "classes": 2,
+            "majority": 0.6,
+            "samples": {"training": 8, "validation": 2, "testing": 5},
+            "k": 8,
+            "left_out": {"start": "no text"},
+        },
+        "never": {"modality": "ct", "own": None, "samples": None, "left_out": {}},
+    },
+    "reference": {},
+    "summary": {"k_nn": SCORES, "logistic": SCORES},
+}
+
+
 @pytest.fixture
 def finished(make_chain):
     chain = make_chain("report", "xray", "ct")
@@ -94,6 +119,22 @@ class TestFinished:
     def test_retention_picture_is_shown_when_there(self, finished):
         (finished.folder / "retention.png").write_bytes((finished.folder / "01_report/previews/loss.png").read_bytes())
         assert "Retention" in Page(write_report(finished.folder)).text
+
+    def test_retention_matrix(self, finished):
+        write_json(finished.folder / "retention.json", RETAINED)
+        page = Page(write_report(finished.folder))
+        assert "retention" in page.ids
+        for part in ("Forgetting", "+20.0 points", "90.0 %", "8 / 2 / 5", "words after start: no text"):
+            assert part in page.text or part.lower() in page.text
+
+    def test_retention_without_probes(self, finished):
+        write_json(finished.folder / "retention.json", RETAINED | {"probes": {}, "summary": EMPTY_SUMMARY})
+        text = Page(write_report(finished.folder)).text
+        assert "Left out" not in text and "Measure" not in text
+
+    def test_damaged_retention_matrix_is_named(self, finished):
+        (finished.folder / "retention.json").write_text("{broken")
+        assert "retention.json: not a JSON file" in Page(write_report(finished.folder)).text
 
     def test_same_files_same_page(self, finished):
         first = write_report(finished.folder).read_bytes()

@@ -1,4 +1,4 @@
-"""MedCoSS: intra-modal mixup and feature distillation on the buffers."""
+"""MedCoSS: intra-modal mixup and feature distillation on the buffers; and what the method is without each part."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class MedCoSS(Strategy):
     def rehearsal_loss(self, forward: Forward, teacher: torch.nn.Module | None, batch: StepBatch) -> LossTerm:
         if teacher is None:
             raise InputError(
-                "strategy medcoss needs a teacher: a frozen copy of the weights that the stage starts from"
+                f"strategy {self.name} needs a teacher: a frozen copy of the weights that the stage starts from"
             )
-        mixed = batch.mixed()
+        mixed = batch.mixed(mixup=self.mixup)
+        own_depth = {"depth_noise": batch.depth_noise("teacher depth")} if self.teacher_mode == "train" else {}
         with torch.no_grad():
-            target = teacher(mixed.inputs, **mixed.arguments)
+            target = teacher(mixed.inputs, **{**mixed.arguments, **own_depth})
         features = forward(mixed.inputs, **mixed.arguments)
         total, count = distillation_loss(features, target, token_mask=batch.token_mask(mixed), reduction="sum")
         return LossTerm("distillation", total, torch.as_tensor(count, device=total.device))

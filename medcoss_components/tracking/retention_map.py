@@ -1,0 +1,81 @@
+"""Heat map of a retention matrix: rows probes or modalities, columns encoders, numbers in the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medcoss_components.tracking.figures import INK, SOFT_INK, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PICTURE_NAME = "retention.png"
+COLOURS = "Blues"  # lightness falls evenly, so it reads in grey print
+DARK = 0.55  # cells above it get white numbers
+CELL_WIDTH, CELL_HEIGHT, LABELS = 1.15, 0.36, 2.2  # inches
+PANELS = (
+    ("k_nn", "probes", "k-NN accuracy, percent"),
+    ("logistic", "probes", "Logistic regression accuracy, percent"),
+    ("cka", "reference", "Linear CKA with the end of the own stage, percent"),
+    ("overlap", "reference", "Nearest neighbours kept since the own stage, percent"),
+)
+
+
+def retention_map(result: Mapping[str, Any], path: str | Path) -> Path | None:
+    """Draw the matrix of retention.json as a PNG.
+
+    A frame marks the encoder that has just learned the row's modality; grey cells with a dash have no number.
+
+    Args:
+        result: content of retention.json.
+        path: PNG file to write.
+
+    Returns:
+        The path; None when there is no row.
+    """
+    panels = [(key, result[part], title) for key, part, title in PANELS if result[part]]
+    if not panels:
+        return None
+    columns = [stage["name"] for stage in result["stages"]]
+    heights = [len(rows) * CELL_HEIGHT + 0.75 for _, rows, _ in panels]
+    figure = new_figure(LABELS + CELL_WIDTH * max(3, len(columns)), sum(heights) + 0.35)
+    grid = figure.subplots(len(panels), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
+    for axes, (key, rows, title) in zip(grid, panels, strict=True):
+        _panel(axes, rows, key, columns)
+        axes.set_title(title, loc="left", fontsize=10, color=INK, fontweight="bold")
+    figure.tight_layout()
+    return save_figure(figure, path)
+
+
+def _panel(axes: Axes, rows: Mapping[str, Any], key: str, columns: Sequence[str]) -> None:
+    values = np.array([[np.nan if value is None else value for value in row[key]] for row in rows.values()], float)
+    axes.set_facecolor("#e4e7eb")
+    axes.imshow(np.ma.masked_invalid(values), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
+    for (line, place), value in np.ndenumerate(values):
+        text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
+        colour = "white" if np.isfinite(value) and value > DARK else INK
+        axes.text(place, line, text, ha="center", va="center", fontsize=9, color=colour)
+    for line, row in enumerate(rows.values()):
+        if row["own"] is not None:
+            _frame(axes, row["own"], line)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8, color=SOFT_INK)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8, color=SOFT_INK)
+    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _frame(axes: Axes, column: int, line: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    place = (column - 0.46, line - 0.42)
+    for colour, width in (("white", 4.0), (INK, 1.6)):  # dark on light, so that it shows in every cell
+        axes.add_patch(Rectangle(place, 0.92, 0.84, fill=False, edgecolor=colour, linewidth=width, zorder=3))
