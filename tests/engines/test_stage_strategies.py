@@ -168,15 +168,17 @@ class TestEWC:
 
     def test_ranks_share_the_samples(self, second, tmp_path, monkeypatch):
         """Each of two ranks looks at half; their sums added are those of one process."""
+        import ignite.distributed as idist
+
         from medcoss_components.continual.strategies import ewc
 
         stage = second(tmp_path / "stage", "ewc")
         whole = ewc._over_ranks(stage, 5)
-        monkeypatch.setattr(ewc.idist, "get_world_size", lambda: 2)
-        monkeypatch.setattr(ewc.idist, "all_reduce", lambda value: value)
+        monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(idist, "all_reduce", lambda value: value)
         parts = []
         for rank in range(2):
-            monkeypatch.setattr(ewc.idist, "get_rank", lambda rank=rank: rank)
+            monkeypatch.setattr(idist, "get_rank", lambda rank=rank: rank)
             parts.append(ewc._over_ranks(stage, 5))
         for name, value in whole.items():
             torch.testing.assert_close(parts[0][name] + parts[1][name], value)
