@@ -47,6 +47,8 @@ class Setting:
         pieces: of the vocabulary.
         device: where both sides run.
         precision: of our side.
+        kernel_attention: whether the straightforward side asks ``nn.MultiheadAttention`` for
+            ``scaled_dot_product_attention`` (``need_weights=False``), instead of calling it as it is.
         checkpointed: whether our blocks keep only what enters them (``checkpoint_activations`` of the configs).
     """
 
@@ -57,6 +59,7 @@ class Setting:
     pieces: int = 28_996
     device: str = "cpu"
     precision: str = "bf16"
+    kernel_attention: bool = False
     checkpointed: bool = False
 
     @property
@@ -191,6 +194,8 @@ class StraightforwardSteps:
     def __init__(self, ours: OurSteps, *, rehearsal: bool = False, scaled: bool = False) -> None:
         self.device = ours.setting.device
         model = straightforward_network(ours.network).to(self.device)
+        for block in [*model.blocks, *model.decoder_blocks]:
+            block.need_weights = not ours.setting.kernel_attention
         self.trainer = StraightforwardTrainer(model, scaled=scaled)
         self.works = [self._work(ours, batch, rehearsal) for batch in ours.batches]
         self._next = 0

@@ -17,11 +17,13 @@ SETTINGS = {
     "train_3d": ("ct", "training step, CT 16 x 192 x 192", 3.0),
     "train_text": ("report", "training step, reports of up to 112 tokens", 5.0),
     "train_2d_checkpointed": ("xray", "training step, X-rays, checkpoint_activations", None),
+    "train_2d_kernel": ("xray", "training step, X-rays, against need_weights=False", None),
     "rehearse_2d": ("xray", "rehearsal step (student and teacher), X-rays", 3.0),
 }
 """Row -> (modality, what, target)."""
 NOTES = {
     "train_2d": "ours converts, augments and masks inside the step; the straightforward side gets that ready-made.",
+    "train_2d_kernel": "the straightforward side calls scaled_dot_product_attention, too.",
     "train_2d_checkpointed": "the time that the memory saved by this option costs.",
     "train_text": "made-up reports, lengths log-normal around 75 tokens, cut at 112.",
 }
@@ -31,7 +33,8 @@ def step_row(name: str, options: Options, setting: Setting | None = None) -> Row
     """Measure one kind of step."""
     modality, what, target = SETTINGS[name]
     batch = QUICK_BATCH if options.quick else 16
-    setting = setting or Setting(modality, batch=batch, checkpointed=name.endswith("checkpointed"))
+    options_of = {"checkpointed": name.endswith("checkpointed"), "kernel_attention": name.endswith("kernel")}
+    setting = setting or Setting(modality, batch=batch, **options_of)
     straightforward, ours = steps_of(setting, options, name, rehearsal=name.startswith("rehearse"))
     figures = alternate(straightforward, ours, pairs=options.pairs_of(full=7), warmup=1, settle=True)
     del straightforward, ours

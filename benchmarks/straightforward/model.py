@@ -25,7 +25,13 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; ``scale`` is the first value of the layer scale, None for a block without."""
+    """Pre-norm transformer block; ``scale`` is the first value of the layer scale, None for a block without.
+
+    ``need_weights`` is that of ``nn.MultiheadAttention``: with its own default the layer returns the attention weights
+    too, and does not call ``scaled_dot_product_attention``.
+    """
+
+    need_weights = True
 
     def __init__(self, width: int, heads: int, mlp: int, eps: float, scale: float | None = None, drop: float = 0.0):
         super().__init__()
@@ -40,7 +46,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         y = self.norm1(x)
-        y, _ = self.attention(y, y, y, attn_mask=mask, need_weights=False)
+        y, _ = self.attention(y, y, y, attn_mask=mask, need_weights=self.need_weights)
         x = x + self.drop(y if self.gamma1 is None else self.gamma1 * y)
         y = self.linear2(F.gelu(self.linear1(self.norm2(x))))
         return x + self.drop(y if self.gamma2 is None else self.gamma2 * y)
