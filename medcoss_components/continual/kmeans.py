@@ -62,9 +62,10 @@ def squared_distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     Computed as differences, not by the expanded square, so equal rows get equal numbers and ties are true ties.
     """
     result: np.ndarray = np.empty(len(points), dtype=np.float64)
-    for start in range(0, len(points), BLOCK_ROWS):
-        rows = slice(start, start + BLOCK_ROWS)
-        result[rows] = np.square(points[rows].astype(np.float64) - centres[rows]).sum(axis=1)
+    step = max(1, CACHED_NUMBERS // points.shape[1])
+    for start in range(0, len(points), step):
+        rows = slice(start, start + step)
+        result[rows] = np.square(points[rows] - centres[rows]).sum(axis=1, dtype=np.float64)
     return result
 
 

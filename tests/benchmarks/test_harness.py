@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from harness import Options, Row, alternate, main, recorded_ratios, regressions, show, table, timed
@@ -94,7 +95,8 @@ def test_table_names_the_spread_and_the_target():
 def test_gate_allows_a_fifth():
     assert not SPEED.regressed(3.1) and SPEED.regressed(3.2)
     assert not SHARE.regressed(0.45) and SHARE.regressed(0.43)
-    assert not LIMIT.regressed(0.01) and EXCESS.regressed(0.01)
+    assert not LIMIT.regressed(0.01) and not EXCESS.regressed(0.01)
+    assert replace(EXCESS, ours=(104.0,)).regressed(0.01)
     assert regressions([SPEED, SHARE], {"a": 3.0}) == ["b: nothing is recorded; run with --quick --record first"]
     assert regressions([SPEED], {"a": 9.0}) == ["a: 2.50x, recorded 9.00x"]
 
