@@ -184,6 +184,7 @@ class ResumeCheckpoint:
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self._stop_listening)
+        engine.add_event_handler(Events.INTERRUPT, self._stop_listening)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_listening_and_raise)
 
     def __call__(self, engine: ResumableTrainer) -> None:

@@ -127,7 +127,23 @@ class TestResumeCheckpoint:
         assert content["iteration"] == trainer.state.iteration == expected
         assert all(torch.equal(value, content["model"][name]) for name, value in trainer.model.state_dict().items())
 
-    def test_second_interrupt_stops_at_once(self, tmp_path, trainer):
+    @pytest.fixture
+    def usual_ctrl_c(self):
+        """Python's own answer to Ctrl-C, whatever another test has left."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
+    def test_gives_ctrl_c_back_when_paused(self, tmp_path, trainer):
+        """An engine that is interrupted by its own method neither completes nor raises."""
+        before = signal.getsignal(signal.SIGINT)
+        self.build(tmp_path, seconds=1e6).attach(trainer)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), trainer.interrupt)
+        trainer.run()
+        assert trainer.state.iteration == 2 and signal.getsignal(signal.SIGINT) is before
+        trainer.run()  # to the end: the engine must not be left half way
+
+    def test_second_interrupt_stops_at_once(self, tmp_path, trainer, usual_ctrl_c):
         self.build(tmp_path, seconds=1e6).attach(trainer)
 
         @trainer.on(Events.ITERATION_STARTED(once=3))
