@@ -15,7 +15,7 @@ import torch
 from medcoss_components.continual.distillation import frozen_teacher
 from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.modalities import Modality
-from medcoss_components.data.prefetch import pinned, pinning_start, read_ahead
+from medcoss_components.data.prefetch import read_batches
 from medcoss_components.data.sampler import BatchReader, BatchSampler
 from medcoss_components.engines.batches import StepBatch, settings_for, step_batch
 from medcoss_components.engines.optimisation import autocast
@@ -41,10 +41,8 @@ class LeanLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        read, start = self.reader.__getitem__, None
-        if torch.cuda.is_available():
-            read, start = (lambda plan: pinned(self.reader[plan])), pinning_start()
-        yield from read_ahead(read, self.sampler.plans(self.epoch), threads=self.num_workers, start=start)
+        plans, pin = self.sampler.plans(self.epoch), torch.cuda.is_available()
+        yield from read_batches(self.reader.__getitem__, plans, threads=self.num_workers, pin=pin)
         self.epoch += 1
 
 

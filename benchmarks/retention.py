@@ -154,13 +154,15 @@ def start_process(unit: Unit, root: Path, jobs: int) -> subprocess.Popen[bytes]:
 
 def run_here(unit: Unit, scale: Scale, root: Path) -> None:
     """Run in this process, interruptible even where the shell made background processes ignore Ctrl-C."""
-    from retention_data import Data, only_one, threads_from_environment
+    from retention_data import Data, threads_from_environment
     from retention_run import run_unit
+
+    from medcoss_components.data.locking import kept_lock
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threads_from_environment()
     folder = unit.folder(root)
-    with only_one(folder.with_name(f".{unit.name}.lock")):  # a former call may have been killed without its runs
+    with kept_lock(folder.with_name(f".{unit.name}.lock")):  # a former call may have been killed without its runs
         run_unit(unit, Data(scale, root))
 
 

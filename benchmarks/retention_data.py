@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from retention_plan import Scale
 
+from medcoss_components.data.locking import kept_lock
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import Store
 from medcoss_components.engines.embedding import embed_source
@@ -18,9 +18,9 @@ from medcoss_components.engines.setup import default_device, initialised_network
 from medcoss_components.errors import InputError
 from medcoss_components.files import remove_partial
 from medcoss_components.networks.pretraining import PretrainingModel
+from medcoss_components.retention.probes import SPLITS
 from medcoss_components.text.vocabulary import Vocabulary, load_vocabulary
 
-SPLITS = ("training", "validation", "testing")
 EMBEDDING_BATCH = 128
 
 
@@ -48,7 +48,7 @@ class Data:
 
     def prepare(self) -> None:
         """Train the vocabulary and prepare every store, in this process, before runs start side by side."""
-        with only_one(self.root / ".prepare.lock"):
+        with kept_lock(self.root / ".prepare.lock"):
             self.root.mkdir(parents=True, exist_ok=True)
             remove_partial(self.root)
             if not self.vocabulary_path.is_file():
@@ -115,17 +115,6 @@ class Data:
             batch_size=EMBEDDING_BATCH,
             pad_id=self.vocabulary.pad_id,
         )
-
-
-@contextmanager
-def only_one(path: Path) -> Iterator[None]:
-    """Let one process at a time into the block, by a lock on a file that ends with the process."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def threads_from_environment() -> None:

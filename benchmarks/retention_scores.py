@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from monai.bundle import ConfigParser
-from retention_data import SPLITS, Data
+from retention_data import Data
 
 from medcoss_components.continual.store_view import StoreView
 from medcoss_components.data.modalities import get_modality
@@ -21,9 +21,15 @@ from medcoss_components.engines.chain import set_keys
 from medcoss_components.files import atomic_path, read_json, write_json
 from medcoss_components.networks.pretraining import PretrainingModel
 from medcoss_components.randomness import numpy_generator_for
-from medcoss_components.retention.scores import knn_accuracy, linear_cka, logistic_accuracy, neighbour_overlap
+from medcoss_components.retention.probes import SPLITS
+from medcoss_components.retention.scores import (
+    OVERLAP_NEIGHBOURS,
+    knn_accuracy,
+    linear_cka,
+    logistic_accuracy,
+    neighbour_overlap,
+)
 
-OVERLAP = 10
 FEWEST = 16  # samples below which likeness to earlier features is not measured
 
 
@@ -69,7 +75,7 @@ def score_encoder(
         if file.is_file():
             former, now = np.load(file), reference_features(data, model, modality)
             result["cka"][modality] = linear_cka(former, now)
-            result["overlap"][modality] = neighbour_overlap(former, now, k=min(OVERLAP, len(now) - 1))
+            result["overlap"][modality] = neighbour_overlap(former, now, k=min(OVERLAP_NEIGHBOURS, len(now) - 1))
     if few_labels:
         result["few_labels"] = fine_tune(data, weights, seed)
     result["seconds"] = round(time.monotonic() - started, 3)

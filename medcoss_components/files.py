@@ -105,6 +105,18 @@ def remove_partial(folder: str | Path) -> int:
     return len(leftovers)
 
 
+def folder_of(path: str | Path) -> Path:
+    """A folder itself; of anything else the folder that it lies in."""
+    path = Path(path)
+    return path if path.is_dir() else path.parent
+
+
+def file_beside(path: str | Path | None, name: str) -> Path | None:
+    """The file ``name`` in a folder, or beside a file; None where there is none, or no ``path``."""
+    found = folder_of(path) / name if path else None
+    return found if found is not None and found.is_file() else None
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write ``content`` as indented JSON, atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -14,6 +14,8 @@ from medcoss_components.files import (
     atomic_folder,
     atomic_path,
     check_archive,
+    file_beside,
+    folder_of,
     is_disk_full,
     read_json,
     remove_partial,
@@ -169,6 +171,24 @@ class TestArchive:
         path.write_bytes(bytes(content))
         with pytest.raises(InputError, match=r"model.pt: damaged"):
             check_archive(path)
+
+
+class TestBeside:
+    def test_folder_of_a_file_and_of_a_folder(self, tmp_path):
+        (tmp_path / "model.pt").write_text("weights")
+        assert folder_of(tmp_path / "model.pt") == folder_of(tmp_path) == tmp_path
+
+    def test_file_beside_a_file_and_in_a_folder(self, tmp_path):
+        for name in ("model.pt", "vocabulary.json"):
+            (tmp_path / name).write_text("content")
+        for path in (tmp_path, str(tmp_path / "model.pt")):
+            assert file_beside(path, "vocabulary.json") == tmp_path / "vocabulary.json"
+
+    def test_none_without_the_file_or_a_path(self, tmp_path):
+        (tmp_path / "folder").mkdir()
+        assert file_beside(tmp_path, "vocabulary.json") is None
+        assert file_beside(tmp_path, "folder") is None
+        assert file_beside(None, "vocabulary.json") is None
 
 
 class TestHashes:

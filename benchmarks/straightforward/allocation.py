@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-
-from medcoss_components.engines.allocation import MMAP_THRESHOLD, TRIM_THRESHOLD
+from medcoss_components.engines.allocation import set_thresholds
 
 LARGEST_KEPT, LARGEST_REST = 32 << 20, 64 << 20
 """Bytes; where glibc's own adaptation of both thresholds ends (mallopt(3), M_MMAP_THRESHOLD)."""
@@ -16,8 +14,4 @@ def give_back_freed_memory() -> bool:
     Returns:
         Whether the C library took the setting.
     """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
-        return False
-    return bool(set_option(MMAP_THRESHOLD, LARGEST_KEPT) and set_option(TRIM_THRESHOLD, LARGEST_REST))
+    return set_thresholds(LARGEST_KEPT, LARGEST_REST)

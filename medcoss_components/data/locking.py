@@ -11,6 +11,17 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
+def kept_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` during the block; wait while another process holds it. The file stays."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def locked(path: Path, *, what: str) -> Iterator[None]:
     """Hold the lock file ``path`` during the block; wait while another process holds it, and say so.
 

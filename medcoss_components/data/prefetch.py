@@ -55,6 +55,15 @@ def read_ahead(
         executor.shutdown(cancel_futures=True)
 
 
+def read_batches(
+    read: Callable[[Plan], Batch], plans: Iterable[Plan], *, threads: int, pin: bool
+) -> Generator[Batch, None, None]:
+    """:func:`read_ahead` of batches that go to a GPU (``pin``): the thread that reads one pins it, too."""
+    if not pin:
+        return read_ahead(read, plans, threads=threads)
+    return read_ahead(lambda plan: pinned(read(plan)), plans, threads=threads, start=pinning_start())
+
+
 def _take(pending: deque[Future[Batch]], executor: ThreadPoolExecutor) -> Batch:
     """Wait for the item that is next; after the last one the threads are sent home."""
     batch = pending.popleft().result()
@@ -63,9 +72,11 @@ def _take(pending: deque[Future[Batch]], executor: ThreadPoolExecutor) -> Batch:
     return batch
 
 
-def pinned(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch with its tensors in page-locked memory, from which copies to a GPU need not be waited for."""
-    return {key: value.pin_memory() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+def pinned(batch: Any) -> Any:
+    """A tensor, or a dict with its tensors, in page-locked memory: copies to a GPU need not be waited for."""
+    if isinstance(batch, dict):
+        return {key: pinned(value) for key, value in batch.items()}
+    return batch.pin_memory() if isinstance(batch, torch.Tensor) else batch
 
 
 def pinning_start() -> Callable[[], None]:

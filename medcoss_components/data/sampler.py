@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from medcoss_components.continual.mixup import draw_partners
 from medcoss_components.data.modalities import Modality
-from medcoss_components.data.prefetch import pinned, pinning_start, read_ahead
+from medcoss_components.data.prefetch import read_batches
 from medcoss_components.data.rehearsal_order import RehearsalOrder, check_share, rehearsal_batches
 from medcoss_components.errors import InputError
 from medcoss_components.randomness import generator_for, numpy_generator_for
@@ -270,10 +270,5 @@ class PretrainingLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         plans = self.sampler.plans(self.epoch)[self.step :]
-        start = pinning_start() if self.pin_memory else None
-        yield from read_ahead(self._read, plans, threads=self.num_workers, start=start)
+        yield from read_batches(self.reader.__getitem__, plans, threads=self.num_workers, pin=self.pin_memory)
         self.epoch, self.step = self.epoch + 1, 0
-
-    def _read(self, plan: BatchPlan) -> dict[str, Any]:
-        batch = self.reader[plan]
-        return pinned(batch) if self.pin_memory else batch

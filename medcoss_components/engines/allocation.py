@@ -27,10 +27,21 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
     Returns:
         Whether the C library took the setting; False where it has none (macOS, musl) and on accelerators.
     """
-    if torch.device(device).type != "cpu":
-        return False
+    return torch.device(device).type == "cpu" and set_thresholds(LARGEST_KEPT, NEVER)
+
+
+def set_thresholds(largest_kept: int, largest_rest: int) -> bool:
+    """Say which freed blocks stay with the process.
+
+    Args:
+        largest_kept: bytes; a larger block goes back to the system when it is freed (M_MMAP_THRESHOLD).
+        largest_rest: bytes that may lie unused at the end of the heap (M_TRIM_THRESHOLD); -1: any number.
+
+    Returns:
+        Whether the C library took both.
+    """
     try:
         set_option = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc
         return False
-    return bool(set_option(MMAP_THRESHOLD, LARGEST_KEPT) and set_option(TRIM_THRESHOLD, NEVER))
+    return bool(set_option(MMAP_THRESHOLD, largest_kept) and set_option(TRIM_THRESHOLD, largest_rest))

@@ -114,7 +114,7 @@ class PretrainingChain:
 
     def _merge(self, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One stage of all entries for a strategy that trains everything at once, or the entries in its order."""
-        if getattr(self.strategy, "reverses_stages", False):
+        if self.strategy.reverses_stages:
             return entries[::-1]
         if not self.strategy.single_stage:
             return entries

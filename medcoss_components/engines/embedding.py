@@ -16,7 +16,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys
 
 from medcoss_components.data.modalities import Modality
-from medcoss_components.data.prefetch import pinning_start, read_ahead
+from medcoss_components.data.prefetch import read_batches
 from medcoss_components.data.sampler import PretrainingLoader, SampleSource, rank_rows
 from medcoss_components.data.transforms import to_model_input
 from medcoss_components.engines.batches import real_length
@@ -47,11 +47,10 @@ def _batches(
     """Stored samples (B, *stored_shape), read ahead by one thread."""
 
     def read(chosen: np.ndarray) -> torch.Tensor:
-        raw = torch.from_numpy(source.gather(chosen))
-        return raw.pin_memory() if pin else raw
+        return torch.from_numpy(source.gather(chosen))
 
     chosen = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    return read_ahead(read, chosen, threads=1, start=pinning_start() if pin else None)
+    return read_batches(read, chosen, threads=1, pin=pin)
 
 
 def embed_source(

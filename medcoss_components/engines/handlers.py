@@ -290,7 +290,7 @@ class LossHistory:
         output = engine.state.output
         self.pending += [
             {CommonKeys.LOSS: loss, "modality": output["modality"], "kind": kind}
-            for kind, loss in (output.get("parts") or {output["kind"]: output[CommonKeys.LOSS]}).items()
+            for kind, loss in output["parts"].items()
         ]
         self.samples += output["count"]
         if engine.state.iteration % self.interval == 0 or engine.state.iteration == engine.total_iterations:

@@ -6,6 +6,7 @@ import math
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,6 +41,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
+def decay_groups(network: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters of a module in two groups: matrices, which decay, and the rest, which does not."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
 def pretraining_optimizer(
     *,
     network: torch.nn.Module,
@@ -48,12 +58,7 @@ def pretraining_optimizer(
     betas: tuple[float, float] = (0.9, 0.95),
 ) -> torch.optim.AdamW:
     """AdamW with two groups: weight decay for matrices, none for one-dimensional parameters and biases."""
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = decay_groups(network, weight_decay)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=tuple(betas), fused=True)
 
 

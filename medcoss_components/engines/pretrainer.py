@@ -13,7 +13,7 @@ from medcoss_components.continual.distillation import frozen_teacher
 from medcoss_components.continual.strategies import LossTerm, Strategy, get_strategy
 from medcoss_components.data.sampler import PretrainingLoader
 from medcoss_components.engines.batches import StepBatch, settings_for, step_batch
-from medcoss_components.engines.optimisation import autocast
+from medcoss_components.engines.optimisation import autocast, decay_groups
 from medcoss_components.engines.trainer import ResumableTrainer
 from medcoss_components.text.vocabulary import Vocabulary
 
@@ -123,6 +123,5 @@ def _add_parameters(optimizer: torch.optim.Optimizer, companion: torch.nn.Module
     if companion is None:
         return
     decay = max(group.get("weight_decay", 0.0) for group in optimizer.param_groups)
-    for matrices in (True, False):
-        parameters = [parameter for parameter in companion.parameters() if (parameter.ndim > 1) == matrices]
-        optimizer.add_param_group({"params": parameters, "weight_decay": decay if matrices else 0.0})
+    for group in decay_groups(companion, decay):
+        optimizer.add_param_group(group)

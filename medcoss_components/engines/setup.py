@@ -26,6 +26,7 @@ from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import Store, prepare_store
 from medcoss_components.engines.trained_settings import check_outputs
 from medcoss_components.errors import InputError
+from medcoss_components.files import file_beside
 from medcoss_components.networks.initialisation import initialise
 from medcoss_components.networks.lean import checkpoint_blocks
 from medcoss_components.randomness import generator_for
@@ -174,7 +175,7 @@ def stage_vocabulary(
         InputError: when a given vocabulary file does not exist, or a text modality has none and ``train`` is False.
     """
     is_text = get_modality(modality).dimension == 1
-    known = vocabulary or (_carried_vocabulary(init_weights) if is_text or carry else None)
+    known = vocabulary or (file_beside(init_weights, VOCABULARY_NAME) if is_text or carry else None)
     if known:
         return load_vocabulary(known)
     if not is_text:
@@ -198,14 +199,6 @@ def stage_vocabulary(
             logger.info("training a byte-pair vocabulary of %d entries", size)
             train_vocabulary((item.text or "" for item in content.items("training")), size=size, path=path)
     return load_vocabulary(path)
-
-
-def _carried_vocabulary(init_weights: str | Path | None) -> Path | None:
-    if not init_weights:
-        return None
-    source = Path(init_weights)
-    path = (source if source.is_dir() else source.parent) / VOCABULARY_NAME
-    return path if path.is_file() else None
 
 
 def initialised_network(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.errors import InputError
-from medcoss_components.files import read_json
+from medcoss_components.files import folder_of, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,7 @@ def trained_settings(weights: str | Path) -> dict[str, Any]:
 
     ``prepared`` among them is the resolved preparation of the run's data.
     """
-    path = Path(weights)
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(weights)
     if not (folder / RUN_RECORD).is_file():
         return {}
     settings = dict(read_json(folder / RUN_RECORD).get("settings", {}))

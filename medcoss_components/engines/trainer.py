@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import ignite.distributed as idist
@@ -153,9 +154,9 @@ class ResumableTrainer(SupervisedTrainer):
         if last:
             self._update()
         return {
-            CommonKeys.LOSS: torch.stack(list(reported.values())).sum() if term.added else reported[term.kind],
+            CommonKeys.LOSS: reduce(torch.add, reported.values()),
             "kind": term.kind,
-            "parts": reported if term.added else {},
+            "parts": reported,
             "modality": batchdata["modality"],
             "count": batchdata["count"],
             "ids": batchdata["ids"],

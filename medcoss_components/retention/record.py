@@ -26,7 +26,7 @@ from medcoss_components.data.labelled import ClassificationDataset
 from medcoss_components.engines.embedding import embed_into_file, embed_source
 from medcoss_components.engines.setup import default_device
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json, remove_partial, sha256_json, write_json
+from medcoss_components.files import atomic_path, folder_of, read_json, remove_partial, sha256_json, write_json
 from medcoss_components.retention import reference, scores
 from medcoss_components.retention.encoders import Column, chain_columns, named
 from medcoss_components.retention.probes import SPLITS, Probe
@@ -129,7 +129,7 @@ class RetentionRecord:
         folders = {}
         for path in record.get("buffers", ()):
             buffer = (self.chain / path).resolve()
-            folder = buffer if buffer.is_dir() else buffer.parent
+            folder = folder_of(buffer)
             if (folder / "stage.json").is_file() and (folder / "metrics.json").is_file():
                 folders[read_buffer(buffer).name] = folder
         return folders
@@ -258,10 +258,7 @@ class ColumnState:
                 self._keep("reference", entry.modality, {"reason": "its samples or the weights of its stage are gone"})
 
     def _compare(self, entry: reference.Reference, samples: StoreView, identity: str) -> None:
-        before = self._own_features(entry, samples, identity)
-        own = entry.column.folder == self.column.folder and not self.column.is_start
-        if self.network is None and not own:
-            raise InputError(f"{self.column.folder}: the weights of this encoder are not there")
+        before, own = self._own_features(entry, samples, identity), self._learned_here(entry)
         now = before if own else self._embed(samples, samples.vocabulary_path)
         cell: dict[str, Any] = {"identity": identity, "samples": len(samples)}
         if self.record.main:
@@ -270,6 +267,10 @@ class ColumnState:
             cell["overlap"] = scores.neighbour_overlap(before, now, k=k)
         self._keep("reference", entry.modality, cell)
 
+    def _learned_here(self, entry: reference.Reference) -> bool:
+        """Whether this is the encoder at the end of the modality's own stage."""
+        return entry.column.folder == self.column.folder and not self.column.is_start
+
     def _own_features(self, entry: reference.Reference, samples: StoreView, identity: str) -> np.ndarray:
         """Features at the end of the modality's own stage; (0, 0) on other ranks than 0."""
         path = self.record.folder / f"{entry.modality}.npz"
@@ -277,8 +278,7 @@ class ColumnState:
         idist.barrier()  # all ranks have looked before rank 0 writes
         if kept is not None:
             return kept
-        own = entry.column.folder == self.column.folder and not self.column.is_start
-        model = self.network if own else entry.column.network(self.record.device)
+        model = self.network if self._learned_here(entry) else entry.column.network(self.record.device)
         features = self._embed(samples, samples.vocabulary_path, model=model, precision=entry.column.precision)
         if self.record.main:
             with atomic_path(path) as partial, open(partial, "wb") as stream:

@@ -171,6 +171,16 @@ def measure_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def left_out(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Row, stage and reason of every number that is missing."""
+    return [
+        (name, stage, reason)
+        for part in ("probes", "reference")
+        for name, entry in result[part].items()
+        for stage, reason in entry["left_out"].items()
+    ]
+
+
 def retention_table(result: Mapping[str, Any]) -> str:
     """The matrix as plain text for a terminal: k-NN, logistic regression, CKA, neighbours kept, and the measures."""
     stages = [stage["name"] for stage in result["stages"]]
@@ -179,12 +189,7 @@ def retention_table(result: Mapping[str, Any]) -> str:
     rows = measure_rows(result)
     if rows:
         blocks.append(_aligned([("measure", "k-NN", "logistic"), *rows]))
-    reasons = [
-        f"{name} after {stage}: left out, {reason}"
-        for part in ("probes", "reference")
-        for name, entry in result[part].items()
-        for stage, reason in entry["left_out"].items()
-    ]
+    reasons = [f"{name} after {stage}: left out, {reason}" for name, stage, reason in left_out(result)]
     return "\n\n".join([block for block in blocks if block] + (["\n".join(reasons)] if reasons else []))
 
 

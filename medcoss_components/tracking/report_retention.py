@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from medcoss_components.retention.results import KINDS, measure_rows, score_text
+from medcoss_components.retention.results import KINDS, left_out, measure_rows, score_text
 from medcoss_components.tracking.report_captions import MEASURES, RETENTION
 from medcoss_components.tracking.report_data import NOTHING, ChainResult, count_text
 from medcoss_components.tracking.report_html import picture, table
@@ -51,11 +51,6 @@ def _probes(probes: Mapping[str, Any]) -> str:
 
 
 def _left_out(result: Mapping[str, Any]) -> str:
-    lines = [
-        f"{name} after {stage}: {reason}"
-        for part in ("probes", "reference")
-        for name, entry in result[part].items()
-        for stage, reason in entry["left_out"].items()
-    ]
+    lines = [f"{name} after {stage}: {reason}" for name, stage, reason in left_out(result)]
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<p class=small>Left out:</p><ul class=small>{items}</ul>" if lines else ""

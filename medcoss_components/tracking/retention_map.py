@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medcoss_components.retention.results import as_matrix
 from medcoss_components.tracking.figures import INK, SOFT_INK, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def retention_map(result: Mapping[str, Any], path: str | Path) -> Path | None:
 
 
 def _panel(axes: Axes, rows: Mapping[str, Any], key: str, columns: Sequence[str]) -> None:
-    values = np.array([[np.nan if value is None else value for value in row[key]] for row in rows.values()], float)
+    values = as_matrix([row[key] for row in rows.values()])
     axes.set_facecolor("#e4e7eb")
     axes.imshow(np.ma.masked_invalid(values), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
     for (line, place), value in np.ndenumerate(values):

@@ -16,8 +16,7 @@ from medcoss_components.continual.strategies.ewc import (
     normalised,
     squared_gradients,
 )
-from medcoss_components.data.sampler import BatchPlan, BatchReader
-from medcoss_components.engines.batches import ModelInputs, StepSettings, step_batch
+from medcoss_components.engines.batches import ModelInputs
 from medcoss_components.errors import InputError
 from medcoss_components.networks.pretraining import ENCODER_PREFIXES
 from medcoss_components.weights import save_weights
@@ -96,21 +95,6 @@ class TestPenalty:
         step[1, 1] = 1e-6
         difference = (penalty(value + step) - penalty(value - step)) / 2e-6
         assert gradient[1, 1].item() == pytest.approx(difference.item(), rel=1e-6)
-
-
-@pytest.fixture
-def prepared(fake_source, vocabulary, tiny_sizes):
-    """``prepared(modality)``: a current batch of four samples."""
-
-    def build(name):
-        source = fake_source(name, 4)
-        batch = BatchReader([source], current=1, seed=0)[BatchPlan(0, 0, 0, torch.arange(4).numpy())]
-        settings = StepSettings(
-            vocabulary=vocabulary, depth=2, patch_2d=tiny_sizes["patch_2d"], patch_3d=tiny_sizes["patch_3d"]
-        )
-        return step_batch(batch, modality=source.modality, settings=settings, device=torch.device("cpu"))
-
-    return build
 
 
 @pytest.fixture

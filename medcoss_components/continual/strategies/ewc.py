@@ -16,6 +16,7 @@ from medcoss_components.continual.strategies.base import Forward, LossTerm, Stra
 from medcoss_components.data.sampler import BatchPlan, BatchReader, rank_rows
 from medcoss_components.engines.batches import ModelInputs, StepBatch, step_batch
 from medcoss_components.errors import InputError
+from medcoss_components.files import file_beside
 from medcoss_components.networks.pretraining import ENCODER_PREFIXES
 from medcoss_components.progress import progress
 from medcoss_components.randomness import numpy_generator_for
@@ -89,7 +90,7 @@ class EWC(Strategy):
         self.held: list[Held] = []
 
     def start(self, network: nn.Module, *, init_weights: str | Path | None = None, seed: int = 0) -> None:
-        path = _importance_path(init_weights)
+        path = file_beside(init_weights, IMPORTANCE_NAME)
         if path is None:
             if init_weights:
                 logger.warning(
@@ -188,14 +189,6 @@ def _samples(stage: PretrainingStage, count: int) -> Iterator[ModelInputs]:
         plan = BatchPlan(0, trainer.state.max_epochs, int(place), chosen[place : place + 1])
         batch = step_batch(reader[plan], modality=source.modality, settings=settings, device=trainer.state.device)
         yield batch.pretext()
-
-
-def _importance_path(init_weights: str | Path | None) -> Path | None:
-    if not init_weights:
-        return None
-    source = Path(init_weights)
-    path = (source if source.is_dir() else source.parent) / IMPORTANCE_NAME
-    return path if path.is_file() else None
 
 
 def _held(network: nn.Module, importance: Mapping[str, Tensor], path: Path) -> list[Held]:
