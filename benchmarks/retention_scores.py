@@ -17,7 +17,7 @@ from retention_data import Data
 
 from medcoss_components.continual.store_view import StoreView
 from medcoss_components.data.modalities import get_modality
-from medcoss_components.engines.chain import set_keys
+from medcoss_components.engines.config_steps import set_keys
 from medcoss_components.files import atomic_path, read_json, write_json
 from medcoss_components.networks.pretraining import PretrainingModel
 from medcoss_components.randomness import numpy_generator_for

@@ -22,8 +22,8 @@ from medcoss_components.engines.chain_inputs import (
     check_entries,
     modality_name,
     read_chain,
-    set_keys,
 )
+from medcoss_components.engines.config_steps import check_keys, read_step_config, set_keys
 from medcoss_components.engines.records import changed_settings
 from medcoss_components.engines.stage import STEPS, PretrainingStage, remove_work_files
 from medcoss_components.errors import InputError
@@ -243,15 +243,9 @@ class PretrainingChain:
 
     def _check_inputs(self) -> None:
         """Look at all stages that are to run before the first one starts: their keys and manifests."""
-        known = self._empty_parser().config
         for number, (name, entry) in enumerate(zip(self.stage_names(), self.entries, strict=True)):
             keys = {**self.stage_settings, **entry}
-            unknown = sorted(key for key in keys if key.split("#")[0] not in {*known, "name"})
-            if unknown:
-                raise InputError(
-                    f"stage {name}: {', '.join(unknown)} is no key of {self.stage_config}; "
-                    f"its keys are {', '.join(sorted(known))}"
-                )
+            check_keys(keys.keys() - {"name"}, self.stage_config, where=f"stage {name}")
             for part in () if self._finished(number) else (entry, *entry.get("joint", ())):
                 if not Path(part["data_manifest"]).is_file():
                     raise InputError(f"stage {name}: data_manifest {part['data_manifest']}: no such file")
@@ -315,18 +309,13 @@ class PretrainingChain:
                 "Go on with the recorded ones, set a key in a later stage's entry alone, or give another output_dir."
             )
 
-    def _empty_parser(self) -> ConfigParser:
-        parser = ConfigParser()
-        parser.read_config(str(self.stage_config))
-        return parser
-
     def _stage_parser(
         self, number: int, name: str, entry: Mapping[str, Any], parent_run_id: str | None
     ) -> ConfigParser:
         """The stage config with the keys of this stage set."""
         overrides = {**self.stage_settings, **entry, **self._chain_overrides(number, name, parent_run_id)}
         overrides.pop("name", None)
-        parser = self._empty_parser()
+        parser = read_step_config(self.stage_config)
         set_keys(parser, overrides)
         return parser
 

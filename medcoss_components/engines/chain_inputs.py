@@ -1,12 +1,10 @@
-"""What a chain is given and what it leaves: stage entries, keys of the stage config, chain.json."""
+"""What a chain is given and what it leaves: stage entries, chain.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from monai.bundle import ConfigParser
 
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.engines.setup import JOINT_OPTIONS
@@ -16,16 +14,6 @@ from medcoss_components.files import read_json
 CHAIN_FILE = "chain.json"
 DATA_KEYS = ("modality", "data_manifest", *JOINT_OPTIONS)
 """Keys of an entry that say what data it has; the others say how a stage is trained."""
-
-
-def set_keys(parser: ConfigParser, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Set keys of a config; a mapping for a part of the config sets the part's keys one by one."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and isinstance(parser.get(name), dict):
-            set_keys(parser, value, f"{name}#")
-        else:
-            parser[name] = value
 
 
 def modality_name(entry: Mapping[str, Any]) -> str:

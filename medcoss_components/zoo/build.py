@@ -13,7 +13,8 @@ Two operations, no template language: ``${name}`` is replaced by a value, and ma
 A template ``<family>.<config>.yaml`` gives ``configs/<config>.json``, ``<family>.README.md`` gives ``docs/README.md``,
 ``<family>.logging.conf`` gives ``configs/logging.conf``; ``common.*`` stands in for the last two where a family has
 none. The bundle's LICENSE is a copy of the one beside the bundles folder. A template may open with
-``extends: <template>``: what that one has and it lacks is added behind its own keys.
+``extends: <template>``: what that one has and it lacks is added behind its own keys. A key whose value is ``${absent}``
+is left out, so that a bundle can do without a key of its template.
 Nothing is ever deleted: a file in ``configs`` that no template gives is listed as extra.
 
 Run ``python -m medcoss_components.zoo.build`` to write and ``... --check`` to list what differs (exit status 1).
@@ -40,6 +41,7 @@ COMMON_FAMILY = "common"
 SOURCE_NAME = "bundle.yaml"
 SOURCE_KEYS = frozenset({"name", "family", "values", "configs", "also"})
 EXTENDS = "extends"
+ABSENT = "${absent}"
 HINT = "run `medcoss bundles build`; remove extra files by hand"
 
 MERGE_TAG = "tag:yaml.org,2002:merge"  # the key "<<", which takes over the entries of another mapping
@@ -111,6 +113,17 @@ def merge_under(content: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str
         elif isinstance(merged[key], Mapping) and isinstance(value, Mapping):
             merged[key] = merge_under(merged[key], value)
     return merged
+
+
+def without_absent(content: Any) -> Any:
+    """``content`` without the keys whose value is ``${absent}``, on every level.
+
+    >>> without_absent({"a": {"b": "${absent}", "c": 1}, "d": "${absent}"})
+    {'a': {'c': 1}}
+    """
+    if isinstance(content, Mapping):
+        return {key: without_absent(value) for key, value in content.items() if value != ABSENT}
+    return [without_absent(value) for value in content] if isinstance(content, list) else content
 
 
 def substitute(content: Any, values: Mapping[str, Any], used: set[str] | None = None) -> Any:
@@ -247,7 +260,7 @@ def _render_config(source: BundleSource, config: str, paths: Iterable[Path], use
     for layer in [*(read_template(path) for path in paths), source.configs.get(config) or {}]:
         content = deep_merge(content, layer)
     try:
-        return substitute(content, source.values, used)
+        return substitute(without_absent(content), source.values, used)
     except InputError as error:
         raise InputError(f"{source.name}, {config}.json: {error}") from error
 

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from medcoss_components.continual.buffer import read_buffer
 from medcoss_components.data.synthetic import synthetic_manifest
 from medcoss_components.engines import chain as chain_module
-from medcoss_components.engines.chain import PretrainingChain, check_entries, read_chain, set_keys
+from medcoss_components.engines.chain import PretrainingChain, check_entries, read_chain
 from medcoss_components.engines.stage import STEPS
 from medcoss_components.errors import InputError
 from medcoss_components.weights import read_weights
@@ -447,14 +446,3 @@ class TestRefusals:
     def test_folder_without_a_chain(self, build, tmp_path):
         with pytest.raises(InputError, match="holds no chain.json"):
             build(tmp_path / "run", "tiny_text", continue_from=tmp_path)
-
-
-class TestSetKeys:
-    def test_mapping_sets_the_keys_of_a_part(self):
-        parser = ConfigParser({"network": {"_target_": "N", "width": 1, "depth": 2}, "free": None, "list": [1]})
-        set_keys(parser, {"network": {"width": 5, "heads": 3}, "free": {"a": 1}, "list": [2, 3]})
-        assert parser.config == {
-            "network": {"_target_": "N", "width": 5, "depth": 2, "heads": 3},
-            "free": {"a": 1},
-            "list": [2, 3],
-        }

@@ -20,6 +20,7 @@ from medcoss_components.zoo.build import (
     read_yaml,
     render_bundle,
     substitute,
+    without_absent,
 )
 
 SOURCE = """
@@ -87,6 +88,15 @@ def test_merge_under_keeps_the_order_of_the_content() -> None:
 )
 def test_substitute(content: object, expected: object) -> None:
     assert substitute(content, {"n": 3, "flag": True, "nothing": None}) == expected
+
+
+def test_a_bundle_can_do_without_a_key_of_its_template(project: tuple[Path, Path]) -> None:
+    bundles, templates = project
+    rewrite(project, "more: 4", "alpha: '${absent}'")
+    rewrite(project, "inner: {b: 3}", "inner: {c: '${absent}', b: 3}")
+    train = json.loads(render_bundle(read_source(bundles / "small"), templates=templates)["configs/train.json"])
+    assert train == {"zeta": 0.1, "inner": {"a": 1, "b": 3}, "tail": 9}
+    assert without_absent([{"a": "${absent}"}, "${absent}"]) == [{}, "${absent}"]
 
 
 def test_substitute_names_the_unknown_value() -> None:
