@@ -242,8 +242,9 @@ def _lloyd(
     blocks = [points[block] for block in _blocks(points)]
     spread = float(np.square(points).sum(dtype=np.float64))
     tolerance = TOLERANCE * spread / points.size
-    former = np.full(len(points), -1)
+    former, moved = np.full(len(points), -1), centres
     for _ in progress(range(MAXIMUM_ROUNDS), description="k-means", unit="round", leave=False):
+        centres = moved
         assigned = pool.map(partial(_assign_and_sum, centres), blocks)
         assignment, moved, total = _updated_centres(centres, assigned)
         shift = float(np.square(moved - centres, dtype=np.float64).sum())
@@ -251,7 +252,6 @@ def _lloyd(
         former, inertia = assignment, spread + total
         if unchanged or shift <= tolerance or gain < least_gain * inertia:
             break
-        centres = moved
     return centres, assignment
 
 

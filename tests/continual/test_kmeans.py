@@ -45,6 +45,14 @@ def test_equals_the_loop_from_the_same_start(monkeypatch):
     np.testing.assert_allclose(centres, expected_centres, rtol=1e-4, atol=1e-4)
 
 
+def test_each_row_belongs_to_its_nearest_centre_also_where_the_rounds_end_early(monkeypatch):
+    monkeypatch.setattr(kmeans, "MAXIMUM_ROUNDS", 1)
+    points = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    assignment, centres = run(points, 7)
+    distances = np.square(points[:, None] - centres).sum(axis=2)
+    assert (assignment == distances.argmin(axis=1)).all()
+
+
 def test_finds_separate_groups():
     assignment, centres = run(blobs(), 4)
     groups = [set(assignment[start::4].tolist()) for start in range(4)]
