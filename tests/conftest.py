@@ -6,6 +6,7 @@ Patches and grids have sides that all differ, so that swapped axes show.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 os.environ.update(MEDCOSS_PROGRESS="0", MPLBACKEND="Agg", MLFLOW_DISABLE_TELEMETRY="true", CUDA_VISIBLE_DEVICES="")
@@ -163,3 +164,23 @@ def medcoss(monkeypatch, capsys):
         return status, shown.out, shown.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def two_processes():
+    """``two_processes(script or "-m", ..., environment=...)``: two gloo processes under torchrun; what they printed."""
+
+    def run(*arguments, environment=None):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(
+            [*launcher, *map(str, arguments)],
+            env={**(os.environ if environment is None else environment), **settings},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return run

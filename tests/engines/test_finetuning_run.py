@@ -6,8 +6,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -400,7 +398,7 @@ class TestTwoRanks:
         return tmp_path_factory.mktemp("ranks")
 
     @pytest.fixture
-    def together(self, folder, task_manifests, store_dir, tiny_sizes):
+    def together(self, folder, task_manifests, store_dir, tiny_sizes, two_processes):
         """Folders of both tasks, run once by two gloo processes under torchrun."""
         if (folder / "tasks.json").exists():
             return folder
@@ -415,15 +413,7 @@ class TestTwoRanks:
             for (task, name), shape in TWO_RANKS.items()
         ]
         (folder / "tasks.json").write_text(json.dumps(tasks))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-        done = subprocess.run(
-            [*launcher, str(Path(__file__).with_name("task_parts.py")), str(folder / "tasks.json"), str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        two_processes(Path(__file__).with_name("task_parts.py"), folder / "tasks.json", folder)
         return folder
 
     @pytest.mark.parametrize(("task", "name"), TWO_RANKS)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -257,7 +254,7 @@ class TestTwoRanks:
         return tmp_path_factory.mktemp("ranks")
 
     @pytest.fixture
-    def together(self, folder, tiny_sizes, monkeypatch):
+    def together(self, folder, tiny_sizes, monkeypatch, two_processes):
         """What two gloo processes under torchrun make of each strategy; run once."""
         monkeypatch.syspath_prepend(str(Path(__file__).parent))
         from strategy_ranks import write_start
@@ -265,15 +262,7 @@ class TestTwoRanks:
         if not (folder / "sizes.json").exists():
             (folder / "sizes.json").write_text(json.dumps(tiny_sizes))
             write_start(folder, tiny_sizes)
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-            done = subprocess.run(
-                [*launcher, str(Path(__file__).with_name("strategy_ranks.py")), str(folder)],
-                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, done.stderr[-3000:]
+            two_processes(Path(__file__).with_name("strategy_ranks.py"), folder)
         return folder
 
     @pytest.mark.parametrize("strategy", ["ewc", "cassle"])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +21,7 @@ def read_lines(path: Path) -> list[list]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_data, write_stage, environment, kill_server) -> SimpleNamespace:
+def runs(tmp_path_factory, tiny_data, write_stage, environment, kill_server, two_processes) -> SimpleNamespace:
     """Folders of the X-ray stage by one process and by two, both with the report buffer of one first stage."""
     folder = tmp_path_factory.mktemp("ranks")
     log = folder / "log.txt"
@@ -39,17 +37,12 @@ def runs(tmp_path_factory, tiny_data, write_stage, environment, kill_server) -> 
         )
 
     one, two = folder / "one", folder / "two"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    together = subprocess.run(
-        [*launcher, "-m", "monai.bundle", *arguments(str(two), "multi_gpu_train.json")],
-        env={**environment, "PYTHONPATH": str(Path(__file__).parent)},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    python_path = {"PYTHONPATH": str(Path(__file__).parent)}
+    output = two_processes(
+        "-m", "monai.bundle", *arguments(str(two), "multi_gpu_train.json"), environment={**environment, **python_path}
     )
-    assert together.returncode == 0, together.stderr[-3000:]
     assert kill_server(arguments(str(one)), log=log) == 0, log.read_text()[-3000:]
-    return SimpleNamespace(one=one, two=two, output=together.stdout + together.stderr)
+    return SimpleNamespace(one=one, two=two, output=output)
 
 
 SCHEDULE = [
