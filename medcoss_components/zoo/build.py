@@ -1,6 +1,7 @@
 """Generate the files of every bundle from the shared templates and the bundle's own short ``bundle.yaml``.
 
-Two operations, no template language: ``${name}`` is replaced by a value, and mappings are merged.
+No template language: ``${name}`` is replaced by a value, mappings are merged, and a key whose value is ``${absent}`` is
+left out (so that a bundle can do without a key of its template).
 
 ``bundle.yaml`` has these keys::
 
@@ -12,9 +13,9 @@ Two operations, no template language: ``${name}`` is replaced by a value, and ma
 
 A template ``<family>.<config>.yaml`` gives ``configs/<config>.json``, ``<family>.README.md`` gives ``docs/README.md``,
 ``<family>.logging.conf`` gives ``configs/logging.conf``; ``common.*`` stands in for the last two where a family has
-none. The bundle's LICENSE is a copy of the one beside the bundles folder. A template may open with
-``extends: <template>``: what that one has and it lacks is added behind its own keys. A key whose value is ``${absent}``
-is left out, so that a bundle can do without a key of its template.
+none. A family ``xray_detection`` is laid over the family ``detection``, and its texts are those of ``xray``. The
+bundle's LICENSE is a copy of the one beside the bundles folder. A template may open with ``extends: <template>``: what
+that one has and it lacks is added behind its own keys.
 Nothing is ever deleted: a file in ``configs`` that no template gives is listed as extra.
 
 Run ``python -m medcoss_components.zoo.build`` to write and ``... --check`` to list what differs (exit status 1).
@@ -245,10 +246,11 @@ def render_bundle(source: BundleSource, *, templates: Path = TEMPLATES) -> dict[
 def _layers(source: BundleSource, templates: Path) -> dict[str, list[Path]]:
     """Config name -> its templates, the general one first."""
     layers: dict[str, list[Path]] = {}
-    for family in (COMMON_FAMILY, source.family):
+    own = dict.fromkeys((source.family.rpartition("_")[2], source.family))
+    for family in (COMMON_FAMILY, *own):
         for path in sorted(templates.glob(f"{family}.*.yaml")):
             layers.setdefault(path.name.split(".")[1], []).append(path)
-    if not any(path.name.startswith(f"{source.family}.") for paths in layers.values() for path in paths):
+    if not any(path.name.split(".")[0] in own for paths in layers.values() for path in paths):
         raise InputError(f"{source.folder / SOURCE_NAME}: no template of family {source.family!r} in {templates}")
     for config, template in source.also.items():
         layers[config] = [templates / f"{template}.yaml"]
@@ -269,7 +271,7 @@ def _render_texts(source: BundleSource, templates: Path, used: set[str]) -> dict
     targets = {"README.md": "docs/README.md", "logging.conf": "configs/logging.conf"}
     files = {}
     for suffix, target in targets.items():
-        for family in (source.family, COMMON_FAMILY):
+        for family in (source.family, source.family.partition("_")[0], COMMON_FAMILY):
             path = templates / f"{family}.{suffix}"
             if path.is_file():
                 files[target] = str(substitute(path.read_text(encoding="utf-8"), source.values, used))

@@ -99,6 +99,21 @@ def test_a_bundle_can_do_without_a_key_of_its_template(project: tuple[Path, Path
     assert without_absent([{"a": "${absent}"}, "${absent}"]) == [{}, "${absent}"]
 
 
+def test_a_family_over_another_with_texts_of_its_own(project: tuple[Path, Path]) -> None:
+    bundles, templates = project
+    rewrite(project, "family: toy", "family: blue_toy")
+    (templates / "blue_toy.train.yaml").write_text("alpha: ${absent}\ninner: {a: 5}\n")
+    (templates / "blue.README.md").write_text("Texts of ${name}, which are ${word}.\n")
+    files = render_bundle(read_source(bundles / "small"), templates=templates)
+    assert json.loads(files["configs/train.json"]) == {
+        "zeta": 0.1,
+        "inner": {"a": 5, "b": 3, "c": 5},
+        "tail": 9,
+        "more": 4,
+    }
+    assert files["docs/README.md"] == "Texts of small, which are blue.\n"
+
+
 def test_substitute_names_the_unknown_value() -> None:
     with pytest.raises(InputError, match=r"\$\{m\} has no value.*: n"):
         substitute({"a": ["${m}"]}, {"n": 3})
