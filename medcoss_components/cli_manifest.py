@@ -39,7 +39,13 @@ def manifest_build(
         Path | None, typer.Option(help="Also prepare the stores that this bundle trains on (folder of the bundle).")
     ] = None,
     store_dir: Annotated[Path, typer.Option(help="Folder of these stores.")] = Path("stores"),
-    labels: Annotated[Path | None, typer.Option(help="CSV with columns file, label and, better, patient.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with columns file, label and, better, patient, body_part; or boxes: a COCO file, a folder of "
+            "Pascal VOC files, a CSV with file, left, top, right, bottom, category."
+        ),
+    ] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of masks named like the images.")] = None,
     mask_suffix: Annotated[str, typer.Option(help="What masks have behind the image's name, such as _mask.")] = "",
     key_column: Annotated[

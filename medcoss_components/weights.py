@@ -27,19 +27,26 @@ from medcoss_components.networks.published import from_published, is_published
 
 STAGE_FILES = ("model.pt", "encoder.safetensors")
 ZIP_START = b"PK\x03\x04"
+BACKBONE = "backbone."  # what pre-training trains in the X-ray networks of MUSCLE
 PARTS = {"encoder": ENCODER_PREFIXES, "all": ("",)}
 """What may be asked for -> beginnings of the names that belong to it."""
-COMPONENTS = (
-    "text_embedding.",
+_TRANSFORMER_COMPONENTS = (
     "image_embedding.tokenizers.2d.",
     "image_embedding.tokenizers.3d.",
     "image_embedding.class_token",
     "image_embedding.norm.",
     "encoder.",
+)
+COMPONENTS = (
+    "text_embedding.",
+    *_TRANSFORMER_COMPONENTS,
+    *(BACKBONE + start for start in _TRANSFORMER_COMPONENTS),
+    "fc.",  # of a ResNet under torchvision's names
     *PRETEXT_PREFIXES,
     *TASK_PREFIXES,
 )
 """Beginnings of the names of everything that some network of this package has and another has not."""
+COUNTER = ".num_batches_tracked"  # of batch norms; nothing reads it, and old files of ResNets lack it
 GRID_TABLES = (
     "image_embedding.tokenizers.2d.position",
     "image_embedding.tokenizers.3d.position",
@@ -251,11 +258,23 @@ def _our_state(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Ten
     return conversion.state, conversion.dropped, conversion.unexpected
 
 
+def _aligned(state: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the names of a model that keeps its encoder behind ``backbone.``, or of one that does not."""
+    if not any(name.startswith(BACKBONE) for name in whole):
+        return {name.removeprefix(BACKBONE): value for name, value in state.items()}
+    return {
+        BACKBONE + name
+        if BACKBONE + name in whole or name.startswith(("image_embedding.", "encoder."))
+        else name: value
+        for name, value in state.items()
+    }
+
+
 def _fitted(name: str, value: Tensor, wanted: Tensor) -> Tensor | None:
     """``value`` in the shape of ``wanted``; position tables are resized; None when it cannot be."""
     if value.shape == wanted.shape:
         return value
-    if name in GRID_TABLES and value.ndim == wanted.ndim and value.shape[-1] == wanted.shape[-1]:
+    if name.removeprefix(BACKBONE) in GRID_TABLES and value.ndim == wanted.ndim and value.shape[-1] == wanted.shape[-1]:
         return interpolate_grid(value.float(), wanted.shape[:-1])
     return None
 
@@ -263,8 +282,9 @@ def _fitted(name: str, value: Tensor, wanted: Tensor) -> Tensor | None:
 def _check_complete(problems: Sequence[str], parts: str, origin: str) -> None:
     if problems:
         raise InputError(
-            f"{origin}: does not hold the {parts} weights of this model: {some_names(problems, 12)}. Use the preset, "
-            "vocabulary, classes and regions of the source, or list names in allow_initialised to start those afresh."
+            f"{origin}: does not hold the {parts} weights of this model: {some_names(problems, 12)}. Use the preset "
+            "or backbone, vocabulary, classes and regions of the source, or list names in allow_initialised to start "
+            "those afresh."
         )
 
 
@@ -276,6 +296,9 @@ def load_initial_weights(
     allow_initialised: Sequence[str] = (),
 ) -> LoadReport:
     """Start a model from weights of an earlier stage, another chain, a published checkpoint or Uni-Perceiver.
+
+    A backbone of an X-ray network also starts from the encoder of these, or from a ResNet under torchvision's names;
+    and the encoder of the other networks from such a backbone.
 
     Pre-training and task models alike; a task model has fewer parts, and what it lacks is reported as not needed.
 
@@ -290,18 +313,23 @@ def load_initial_weights(
         A report that lists every name.
 
     Raises:
-        InputError: when another name of the asked parts is absent or has another shape. Nothing is changed then.
+        InputError: when another name of the asked parts is absent or has another shape, or the model has no such
+            parts. Nothing is changed then.
     """
     if parts not in PARTS:
         raise InputError(f"parts={parts!r} must be one of {', '.join(PARTS)}.")
     state, dropped, unexpected = _our_state(source)
     whole = model.state_dict()
+    state = _aligned(state, whole)
     wanted = {name: value for name, value in whole.items() if name.startswith(PARTS[parts])}
+    if not wanted:
+        raise InputError(f"parts={parts!r}: the model has no tensor whose name begins with {', '.join(PARTS[parts])}.")
     fitted = {name: _fitted(name, state[name], value) for name, value in wanted.items() if name in state}
     usable = {name: value for name, value in fitted.items() if value is not None}
     initialised = tuple(name for name in wanted if name not in usable)
     allowed = tuple(allow_initialised)
-    problems = [_describe(name, state, wanted) for name in initialised if not (allowed and name.startswith(allowed))]
+    needed = [name for name in initialised if not (name.startswith(allowed) or name.endswith(COUNTER))]
+    problems = [_describe(name, state, wanted) for name in needed]
     _check_complete(problems, parts, "source" if isinstance(source, Mapping) else str(source))
     with torch.no_grad():
         for name, value in usable.items():

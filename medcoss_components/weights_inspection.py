@@ -14,7 +14,7 @@ from medcoss_components.networks.backbone import TASK_PREFIXES
 from medcoss_components.networks.pretraining import ENCODER_PREFIXES, PRETEXT_PREFIXES
 from medcoss_components.networks.published import is_published
 from medcoss_components.published_weights import FORMATS, RECORD, published_shapes
-from medcoss_components.weights import flat_state, read_content
+from medcoss_components.weights import BACKBONE, flat_state, read_content
 
 
 def describe_weights(path: str | Path, *, names: bool = False) -> str:
@@ -58,11 +58,22 @@ def _kind(state: Mapping[str, Tensor]) -> str:
 
 def _contents(state: Mapping[str, Tensor]) -> str:
     """What stands behind the encoder."""
+    if any(name.startswith(BACKBONE) for name in state):
+        return _backbone_contents(state)
     if any(name.startswith(PRETEXT_PREFIXES) for name in state):
         return "encoder, decoder and text head"
     if any(name.startswith(TASK_PREFIXES) for name in state):
         return "fine-tuned: encoder and " + ("head" if "head.output.bias" in state else "mask decoder")
     return "encoder alone"
+
+
+def _backbone_contents(state: Mapping[str, Tensor]) -> str:
+    """The kind of backbone, and the tasks whose heads stand behind it."""
+    kind = "MedCoSS encoder" if any(name.startswith(BACKBONE + "encoder.") for name in state) else "ResNet"
+    tasks = sorted({name.split(".")[1] for name in state if name.startswith("heads.")})
+    if tasks:
+        return f"backbone ({kind}) and heads of {', '.join(tasks)}"
+    return f"backbone ({kind})" + (" and head" if any(name.startswith("head.") for name in state) else " alone")
 
 
 def _type(value: Tensor) -> str:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/bundle.yaml"))
 CONFIGS = sorted(path for path in (ROOT / "bundles").rglob("configs/*.json") if path.stem != "metadata")
 STAGE_CONFIGS = {"train", "evaluate", "inference", "multi_gpu_train", "demo"}
+STEPS = {"stage", "contrastive", "multitask", "muscle_minus"}
+"""Configs that only a chain or MUSCLE's pre-training has."""
 
 
 def name_of(path: Path) -> str:
@@ -32,12 +34,13 @@ def merged() -> dict[Path, dict]:
 
 
 def test_counts() -> None:
-    # 5 stage bundles and 9 downstream bundles with 5 configs, the chain with 5 and stage.json
-    assert len(BUNDLES) == 15
-    assert len(CONFIGS) == 14 * 5 + 6
+    # 5 stage bundles and 13 downstream bundles with 5 configs, the chain with 5 and stage.json, MUSCLE's pre-training
+    # with 5, its two steps and its overlay
+    assert len(BUNDLES) == 20
+    assert len(CONFIGS) == 18 * 5 + 6 + 8
     for bundle in BUNDLES:
         names = {path.stem for path in CONFIGS if path.parents[1] == bundle}
-        assert names - {"stage"} == STAGE_CONFIGS
+        assert names - STEPS == STAGE_CONFIGS
 
 
 def test_generated_files_are_up_to_date() -> None:

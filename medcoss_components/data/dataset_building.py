@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.dataset_recipe import ALL, SPLIT_BY, DatasetRecipe, dataset_recipe
 from medcoss_components.data.adapters.findings import DatasetSource, Findings, Found, LeftOut
+from medcoss_components.data.boxes import label_categories
 from medcoss_components.data.copies import STAYING, without_copies
 from medcoss_components.data.linking import files_folder
 from medcoss_components.data.manifest_assembly import (
@@ -24,6 +26,9 @@ from medcoss_components.data.manifest_assembly import (
 )
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
+
+_LABELLED = ("classification", "detection")
+"""Tasks in which equal contents with different labels contradict each other, and labels are spread over splits."""
 
 
 def build_dataset_manifest(
@@ -64,7 +69,7 @@ def build_dataset_manifest(
     chosen = _settings(recipe, settings or {})
     source = _source(recipe, root, path, chosen, workers)
     found, left = recipe.load_adapter()(source)
-    found, copies, notes = without_copies(found, rule=recipe.duplicates, by_label=recipe.task == "classification")
+    found, copies, notes = without_copies(found, rule=recipe.duplicates, by_label=recipe.task in _LABELLED)
     found, more = _placed(found, split_by)
     left = [*left, *copies, *more]
     require_items(found, left, root)
@@ -104,8 +109,8 @@ def _split(
     """Group and split of every item, and notes."""
     groups = hashed_groups(found)
     if split_by == "patients":
-        by_label = recipe.task == "classification"
-        return groups, splits_by_shares(found, groups, shares, seed=seed, by_label=by_label), []
+        counted = [replace(item, label=label_categories(item.label)) for item in found] if recipe.categories else found
+        return groups, splits_by_shares(counted, groups, shares, seed=seed, by_label=recipe.task in _LABELLED), []
     splits = [item.split for item in found]
     if split_by == "published":
         return groups, splits, []

@@ -128,6 +128,8 @@ def _facts(recipe: DatasetRecipe) -> str:
 def _task(recipe: DatasetRecipe) -> str:
     if recipe.classes:
         return f"classification: {', '.join(recipe.classes)}"
+    if recipe.categories:
+        return f"detection, boxes of: {', '.join(recipe.categories)}"
     regions = "; ".join(f"{name} = {values}" for name, values in recipe.regions.items())
     return f"segmentation, mask values: {regions}" if regions else "pre-training"
 

@@ -16,11 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from medcoss_components.data.boxes import canonical_label
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path
 
 SPLITS = ("training", "validation", "testing")
-COLUMNS = ("id", "image", "text", "label", "group")
+COLUMNS = ("id", "image", "text", "label", "group", "body_part")
+_OPTIONAL = ("body_part",)
+BODY_PART = "[a-z][a-z0-9]*(?:[ _-][a-z0-9]+)*"
+"""Form of a body part: lower-case words. DICOM headers may hold free text there, which has no place in a manifest."""
 _ROWS_AT_ONCE = 1 << 14
 _UNTIDY = re.compile(r"^/|^\./|/$|\.\.|//|/\./|\\")
 """Ways to write a relative path other than the one that paths are compared in."""
@@ -34,8 +38,9 @@ class Item:
         id: unique in the manifest.
         image: image file, volume file or DICOM folder; None for text.
         text: the text itself; None for images.
-        label: class, list of classes or relative path of a mask; None when unlabelled.
+        label: class, list of classes, list of boxes (``boxes.py``) or relative path of a mask; None when unlabelled.
         group: salted hash of the patient (or of what else must not be split).
+        body_part: what is shown, in lower-case words such as "left hand"; None where that is not recorded.
     """
 
     id: str
@@ -43,18 +48,29 @@ class Item:
     text: str | None = None
     label: Any = None
     group: str = ""
+    body_part: str | None = None
+
+
+def body_part_name(text: str) -> str:
+    """A body part as manifests have it, of a code or a name in any case; "" where it is no words.
+
+    >>> body_part_name(" CHEST "), body_part_name("Left Hand"), body_part_name("seen by Dr. X, 1999")
+    ('chest', 'left hand', '')
+    """
+    name = text.strip().lower()
+    return name if re.fullmatch(BODY_PART, name) else ""
 
 
 class ItemTable(Sequence[Item]):
     """Items in the columns of a table; it compares, iterates and slices like a tuple of them.
 
     Args:
-        table: ``pyarrow.Table`` with the columns :data:`COLUMNS`.
+        table: ``pyarrow.Table`` with the columns :data:`COLUMNS`; body_part may be missing.
         root: absolute folder that its paths count from.
     """
 
     def __init__(self, table: Any, root: str) -> None:
-        self._table, self._root = table, root
+        self._table, self._root = _with_missing(table, _OPTIONAL), root
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -82,11 +98,11 @@ class ItemTable(Sequence[Item]):
         return f"ItemTable({len(self)} items)"
 
     def _items(self, table: Any) -> Iterator[Item]:
-        for name, image, text, label, group in _rows(table):
-            yield Item(name, None if image is None else Path(os.path.join(self._root, image)), text, label, group)
+        for name, image, *rest in _rows(table):
+            yield Item(name, None if image is None else Path(os.path.join(self._root, image)), *rest)
 
     def rows(self, root: str) -> Iterator[tuple[Any, ...]] | None:
-        """(id, image, text, label, group) with images relative to ``root``; None where that is not the table's root."""
+        """Values of :data:`COLUMNS`, images relative to ``root``; None where that is not the table's root."""
         return None if root != self._root else _tidy_rows(self._table, root)
 
     def doubtful(self, wanted: str, other: str) -> list[int]:
@@ -99,7 +115,18 @@ class ItemTable(Sequence[Item]):
         bad = compute.or_(compute.is_null(self._table[wanted]), compute.is_valid(self._table[other]))
         for name in ("id", "group"):
             bad = compute.or_(bad, compute.fill_null(compute.equal(self._table[name], pyarrow.scalar("")), True))
+        parts = self._table["body_part"]
+        if not _is_text(parts.type):  # a column without any value has no kind; one of numbers is looked at
+            bad = compute.or_(bad, compute.is_valid(parts))
+        else:
+            fits = compute.match_substring_regex(parts, f"^(?:{BODY_PART})$")
+            bad = compute.or_(bad, compute.fill_null(compute.invert(fits), False))
         return np.flatnonzero(bad.to_numpy()).tolist()  # indices_nonzero crashes on a table without chunks
+
+
+def without_empty_body_part(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the list as it counts in hashes: they are those of before where no body part is recorded."""
+    return row if row.get("body_part") is not None else {k: v for k, v in row.items() if k != "body_part"}
 
 
 def _is_text(kind: Any) -> bool:
@@ -114,9 +141,20 @@ def _rows(table: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def _tidy_rows(table: Any, root: str) -> Iterator[tuple[Any, ...]]:
-    for name, image, *rest in _rows(table):
+    for name, image, text, label, *rest in _rows(table):
         tidy = image is None or not _UNTIDY.search(image)
-        yield name, image if tidy else relative_path(os.path.join(root, image), root), *rest
+        path = image if tidy else relative_path(os.path.join(root, image), root)
+        yield name, path, text, canonical_label(label), *rest
+
+
+def _with_missing(table: Any, names: Iterable[str]) -> Any:
+    """The table with columns of None for those of ``names`` that it does not have."""
+    import pyarrow
+
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(name, pyarrow.nulls(table.num_rows, pyarrow.string()))
+    return table
 
 
 def relative_path(path: str, base: str) -> str:
@@ -151,9 +189,7 @@ def read_item_tables(path: Path, root: str) -> dict[str, ItemTable]:
         table = pyarrow.parquet.read_table(path, columns=[name for name in ("split", *COLUMNS) if name in names])
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error}). Restore or rebuild it.") from error
-    for name in COLUMNS:
-        if name not in names:
-            table = table.append_column(name, pyarrow.nulls(table.num_rows, pyarrow.string()))
+    table = _with_missing(table, COLUMNS)
     known = compute.unique(table["split"]).to_pylist()
     if unknown := sorted(set(known) - set(SPLITS), key=str):
         raise InputError(f"{path}: split must be one of {', '.join(SPLITS)}, got {unknown[0]!r}.")
@@ -178,9 +214,12 @@ def write_item_table(path: Path, rows: Iterable[dict[str, Any]], *, name: str) -
 
     digest, values = hashlib.sha256(), {column: list[Any]() for column in ("split", *COLUMNS)}
     for row in rows:
-        digest.update(json.dumps(row).encode())
         for column, entries in values.items():
-            entries.append(row[column])
+            entries.append(row.get(column))
+        digest.update(json.dumps(without_empty_body_part(row)).encode())
+    for column in _OPTIONAL:  # lists without body parts stay the files that they were before there were any
+        if not any(value is not None for value in values[column]):
+            del values[column]
     columns: dict[str, Any] = {key: pyarrow.array(values[key], pyarrow.string()) for key in values if key != "label"}
     try:
         columns["label"] = pyarrow.array(values["label"])

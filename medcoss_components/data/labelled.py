@@ -190,16 +190,16 @@ def classification_dataset(
     Raises:
         InputError: labels that name no class, a class without training item, an empty split, or bad data.
     """
-    content = _content(manifest, dataset_dir)
+    content = manifest_content(manifest, dataset_dir)
     entry = entry_for(content, modality, input_shape)
     names = resolve_classes(classes)
     numbers = _item_targets(content.items(source_split(content, split)), names)
     shares = {"validation_share": validation_share, "label_ratio": label_ratio, "seed": seed}
-    choice = _choose(content, split, targets=numbers, optional=optional, **shares)
+    choice = choose_split(content, split, targets=numbers, optional=optional, **shares)
     if choice is None:
         return None
     started = time.monotonic()
-    with _main_process_first():
+    with main_process_first():
         store = prepare_store(
             manifest=content,
             modality=entry,
@@ -244,15 +244,15 @@ def segmentation_dataset(
     Raises:
         InputError: a region that no training mask has, an empty split, or bad data.
     """
-    content = _content(manifest, dataset_dir)
+    content = manifest_content(manifest, dataset_dir)
     entry = entry_for(content, modality, input_shape)
     resolve_regions(regions)
     shares = {"validation_share": validation_share, "label_ratio": label_ratio, "seed": seed}
-    choice = _choose(content, split, optional=optional, **shares)
+    choice = choose_split(content, split, optional=optional, **shares)
     if choice is None:
         return None
     started = time.monotonic()
-    with _main_process_first():
+    with main_process_first():
         store = prepare_cases(
             manifest=content,
             modality=entry,
@@ -269,7 +269,7 @@ def segmentation_dataset(
     return dataset
 
 
-def _content(manifest: str | Path | Manifest | None, dataset_dir: str | Path | None) -> Manifest:
+def manifest_content(manifest: str | Path | Manifest | None, dataset_dir: str | Path | None) -> Manifest:
     if not manifest:
         raise InputError(
             "data_manifest: give the path of a manifest (JSON), for example --data_manifest data/manifest.json"
@@ -277,10 +277,10 @@ def _content(manifest: str | Path | Manifest | None, dataset_dir: str | Path | N
     return manifest if isinstance(manifest, Manifest) else read_manifest(manifest, dataset_dir)
 
 
-def _main_process_first() -> Any:
-    from medcoss_components.engines.setup import main_process_first
+def main_process_first() -> Any:
+    from medcoss_components.engines.setup import main_process_first as one_after_the_other
 
-    return main_process_first()
+    return one_after_the_other()
 
 
 def _item_targets(items: Sequence[Item], classes: Sequence[str]) -> dict[str, int]:
@@ -298,7 +298,7 @@ def _chosen_samples(
     return ClassificationDataset(store, rows=rows, targets=targets, classes=classes)
 
 
-def _choose(manifest: Manifest, split: str, *, optional: bool, **options: Any) -> SplitChoice | None:
+def choose_split(manifest: Manifest, split: str, *, optional: bool, **options: Any) -> SplitChoice | None:
     """The items of a split, None when there are none and they are optional."""
     choice = choose_items(manifest, split, **options)
     if choice.ids:

@@ -7,7 +7,7 @@ A manifest is a JSON file (``schemas/manifest.schema.json``) that MONAI's ``load
 
 Paths, also those of masks in ``label``, are relative to the manifest's folder, or to ``dataset_dir`` where one is
 given. Long lists sit in a Parquet file beside it (``items_file``); the lists in the JSON are then empty. Checks of the
-files themselves: ``manifest_check.py``.
+files themselves: ``manifest_check.py``. Boxes as labels: ``boxes.py``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from glob import escape
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcoss_components.data.boxes import canonical_label
 from medcoss_components.data.item_table import (
     COLUMNS,
     SPLITS,
     Item,
     ItemTable,
+    body_part_name,
     read_item_tables,
     relative_path,
     write_item_table,
@@ -106,9 +108,13 @@ class Manifest:
                 f"{where} ({item.id}): an item of the {self.modality.dimension}D modality {self.modality.name} has "
                 f"{wanted!r} and no {other!r}."
             )
+        if item.body_part is not None and not _is_body_part(item.body_part):  # not quoted: it may be free text
+            raise InputError(
+                f"{where} ({item.id}): body_part must be lower-case words such as 'left hand', or be left out."
+            )
         if item.image is None or (isinstance(item.image, Path) and item.image.is_absolute()):
             return item
-        return Item(item.id, self.root / item.image, item.text, item.label, item.group)
+        return replace(item, image=self.root / item.image)
 
     def items(self, split: str = "training") -> Sequence[Item]:
         """Items of a split.
@@ -136,22 +142,28 @@ class Manifest:
         digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
         for split in SPLITS:
             for row in _rows(self, split, self.root):
-                digest.update(json.dumps([split, *row]).encode() + b"\n")
+                # without a body part the row is that of manifests from before there were any
+                known = row if row[-1] is not None else row[:-1]
+                digest.update(json.dumps([split, *known]).encode() + b"\n")
         return digest.hexdigest()
 
 
 def _rows(manifest: Manifest, split: str, base: Path) -> Iterator[tuple[Any, ...]]:
-    """Items as JSON values (id, image, text, label, group), paths of images and masks relative to ``base``."""
+    """Items as JSON values in the order of COLUMNS, paths of images and masks relative to ``base``."""
     items = manifest.items(split)
     if isinstance(items, ItemTable) and base == manifest.root and (rows := items.rows(str(base))) is not None:
         yield from rows
         return
     for item in items:
         image = None if item.image is None else relative_path(str(item.image), str(base))
-        label = item.label
+        label = canonical_label(item.label)
         if base != manifest.root and item.image is not None and names_mask(label, manifest.modality.dimension):
             label = relative_path(str(manifest.root / label), str(base))
-        yield item.id, image, item.text, label, item.group
+        yield item.id, image, item.text, label, item.group, item.body_part
+
+
+def _is_body_part(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and body_part_name(value) == value
 
 
 @cache
@@ -225,6 +237,7 @@ def _make_item(entry: Mapping[str, Any]) -> Item:
         text=entry.get("text"),
         label=entry.get("label"),
         group=entry["group"],
+        body_part=entry.get("body_part"),
     )
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.findings import Found, LeftOut
+from medcoss_components.data.boxes import label_categories
 from medcoss_components.data.group_split import split_groups
 from medcoss_components.data.identifiers import hash_identifier, identifier_salt
 from medcoss_components.data.linking import item_id
 from medcoss_components.data.manifest import SPLITS, Item, Manifest, write_manifest
-from medcoss_components.data.manifest_summary import MASK, NONE, label_name, summary
+from medcoss_components.data.manifest_summary import EMPTY, MASK, NONE, label_names, summary
 from medcoss_components.errors import InputError
 from medcoss_components.files import write_json
 
@@ -66,8 +67,15 @@ def splits_by_shares(
     found: Sequence[Found], groups: Sequence[str], shares: Sequence[float], *, seed: int, by_label: bool
 ) -> list[str]:
     """Split of every item so that no group is cut; equal labels are spread alike where ``by_label``."""
-    labels = [str(item.label) if by_label else None for item in found]
+    labels = [_stratum(item.label) if by_label else None for item in found]
     return [SPLITS[index] for index in split_groups(groups, labels, shares, seed=seed)]
+
+
+def _stratum(label: Any) -> str:
+    """What items are spread alike by: the class, or the different classes or categories of a list."""
+    if isinstance(label, list):
+        return str(label_categories(label) or sorted({str(name) for name in label}))
+    return str(label)
 
 
 def write_built(
@@ -112,6 +120,7 @@ def _items(found: Sequence[Found], groups: Sequence[str], base: Path) -> list[It
             text=item.text,
             label=label,
             group=group,
+            body_part=item.body_part or None,
         )
         for item, group, label in zip(found, groups, labels, strict=True)
     ]
@@ -128,6 +137,8 @@ def _class_numbers(labels: list[Any]) -> list[Any]:
     >>> _class_numbers(["1", "0", None]), _class_numbers(["1", "2"])
     ([1, 0, None], ['1', '2'])
     """
+    if any(isinstance(label, list) for label in labels):
+        return labels
     names = {label for label in labels if label is not None}
     if names and names == {str(number) for number in range(len(names))}:
         return [None if label is None else int(label) for label in labels]
@@ -136,7 +147,10 @@ def _class_numbers(labels: list[Any]) -> list[Any]:
 
 def _label_notes(manifest: Manifest) -> list[str]:
     """Splits that miss a class which another one has."""
-    known = {split: {label_name(item) for item in manifest.items(split)} - {MASK, NONE} for split in SPLITS}
+    uncounted = {MASK, NONE, EMPTY}
+    known = {
+        split: {name for item in manifest.items(split) for name in label_names(item)} - uncounted for split in SPLITS
+    }
     every = {label for labels in known.values() for label in labels}
     notes = []
     for split in SPLITS:

@@ -16,6 +16,8 @@ from typing import Any
 from medcoss_components.data.adapters.findings import Findings, Found, LeftOut
 from medcoss_components.data.adapters.own_data import find_images, find_texts, find_volumes, left_item
 from medcoss_components.data.adapters.own_dicom import MINIMUM_SLICES, RULES, index_dicom, series_note
+from medcoss_components.data.box_labels import UNITS as BOX_UNITS
+from medcoss_components.data.box_labels import box_form
 from medcoss_components.data.copies import DUPLICATES, without_copies
 from medcoss_components.data.identifiers import identifier_salt
 from medcoss_components.data.linking import files_folder, remove_other_links
@@ -30,7 +32,7 @@ from medcoss_components.data.manifest_assembly import (
     write_built,
 )
 from medcoss_components.data.modalities import Modality, get_modality
-from medcoss_components.data.own_labels import find_masks, with_labels, with_masks
+from medcoss_components.data.own_labels import find_masks, with_boxes, with_labels, with_masks
 from medcoss_components.data.own_names import masked_entries, masked_errors, told_identifiers, with_hashed_names
 from medcoss_components.data.private_names import KnownIdentifiers
 from medcoss_components.errors import InputError
@@ -51,7 +53,8 @@ class OwnData:
         kind: "images" (PNG, JPEG, BMP, TIFF), "volumes" (NIfTI, NRRD, MetaImage), "dicom" or "texts" (CSV, TSV, JSON
             lines, PubMed XML).
         modality: registered name or entry.
-        labels: table of labels, see :func:`~medcoss_components.data.label_table.read_label_table`.
+        labels: table of labels, see :func:`~medcoss_components.data.label_table.read_label_table`; or boxes of
+            pictures, see :func:`~medcoss_components.data.box_labels.read_boxes`.
         masks: folder of mask files named like the images.
         mask_suffix: what the masks' names have behind the image's, such as ``_mask``.
         key_column, label_column, group_column, split_column: columns of the table; of texts, of the file itself.
@@ -242,7 +245,10 @@ def _labelled(data: OwnData) -> _Sighted:
         found, more = with_masks(seen.found, masks, suffix=data.mask_suffix, keep=data.unlabelled, left=seen.left)
     elif data.labels is not None:
         columns = {"key_column": data.key_column, "label_column": data.label_column, "group_column": data.group_column}
-        found, more = with_labels(
+        form = box_form(data.labels)
+        if form and data.entry.dimension != 2:
+            raise InputError(f"labels: {data.labels} holds boxes, which are of pictures; {data.entry.name} has none.")
+        found, more = (with_boxes if form else with_labels)(
             seen.found,
             data.labels,
             left=seen.left,
@@ -250,6 +256,8 @@ def _labelled(data: OwnData) -> _Sighted:
             split_column=data.split_column,
             **columns,  # type: ignore[arg-type]
         )
+        told = [f"Boxes are read as {form}: {BOX_UNITS[form]}."] if form else []
+        seen = replace(seen, notes=[*seen.notes, *told])
     else:
         found, more = _own_labels(data, seen.found)
     found, without_patient = _grouped(data, found)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medcoss_components.data.adapters.findings import Found
+from medcoss_components.data.boxes import is_box_label, label_problem
 from medcoss_components.data.copies import equal_contents
 from medcoss_components.data.detached import voxel_files
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
@@ -60,8 +61,9 @@ def find_problems(manifest: Manifest, *, open_files: bool = True, workers: int |
 
     Rules: items present, ids unique, no group in two splits, no empty text, files exist, paths inside the data set's
     folder, files open with the right dimension, DICOM modality, channels and a plausible size and content, no content
-    twice, masks exist, open and lie on their image's grid, validation labels known from training; and the label counts
-    (for masks: in how many items each value occurs) of each split as information.
+    twice, masks exist, open and lie on their image's grid, boxes are four numbers in order within their picture,
+    validation labels known from training; and the label counts (for masks: in how many items each value occurs; for
+    boxes: of each category), and those of body parts, of each split as information.
 
     Args:
         manifest: what to check.
@@ -73,7 +75,8 @@ def find_problems(manifest: Manifest, *, open_files: bool = True, workers: int |
     """
     places = [(split, item) for split in SPLITS for item in manifest.items(split)]
     problems = [*_check_lists(places), *_check_groups(places), *_check_texts(places)]
-    problems += _check_labels(places, manifest.modality.dimension)
+    problems += [*_check_labels(places, manifest.modality.dimension), *_check_body_parts(places)]
+    problems += _check_boxes(places)
     with_files = [place for place in places if place[1].image is not None]
     problems += _check_paths(with_files, manifest.root)
     present = [place for place in with_files if place[1].image is not None and place[1].image.exists()]
@@ -132,7 +135,9 @@ def _check_texts(places: list[Place]) -> Iterator[Problem]:
 def _check_labels(places: list[Place], dimension: int) -> Iterator[Problem]:
     counts: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
     for split, item in places:
-        if not names_mask(item.label, dimension) and isinstance(item.label, (str, int, float, bool)):
+        if isinstance(item.label, list):
+            counts[split].update(_listed(item.label))
+        elif not names_mask(item.label, dimension) and isinstance(item.label, (str, int, float, bool)):
             counts[split][str(item.label)] += 1
     for split in SPLITS:
         unknown = sorted(set(counts[split]) - set(counts["training"]))
@@ -142,6 +147,28 @@ def _check_labels(places: list[Place], dimension: int) -> Iterator[Problem]:
         if counts[split]:
             ranking = ", ".join(f"{label}: {count}" for label, count in counts[split].most_common(20))
             yield Problem("info", "label-counts", split, ranking)
+
+
+def _listed(label: list[Any]) -> list[str]:
+    """Category of each box of a list, or each class of it."""
+    return [str(entry["category"] if isinstance(entry, dict) and "category" in entry else entry) for entry in label]
+
+
+def _check_body_parts(places: list[Place]) -> Iterator[Problem]:
+    for split in SPLITS:
+        counts = Counter(item.body_part for place, item in places if place == split and item.body_part)
+        if counts:
+            ranking = ", ".join(f"{part}: {count}" for part, count in counts.most_common(20))
+            yield Problem("info", "body-part-counts", split, ranking)
+
+
+def _check_boxes(places: list[Place]) -> Iterator[Problem]:
+    """Boxes that are no boxes; whether they lie in their pictures is told when those are opened."""
+    for place in places:
+        label = place[1].label
+        has_boxes = isinstance(label, list) and any(isinstance(entry, dict) for entry in label)
+        if has_boxes and (problem := label_problem(label)):
+            yield Problem("error", "bad-box", _where(place), f"{problem}. Correct it or leave the item out.")
 
 
 def _check_paths(places: list[Place], root: Path) -> Iterator[Problem]:
@@ -236,6 +263,7 @@ def _open_one(place: Place, modality: Modality, root: Path) -> tuple[list[Proble
     except InputError as error:
         return [Problem("error", "unreadable-file", _where(place), str(error))], []
     found = [Problem("warning", rule, _where(place), text) for rule, text in _implausible(source.array, modality)]
+    found += _boxes_outside(place, source.array.shape[:2])
     mask = mask_path(place[1], root)
     if mask is None or not mask.is_file():
         return found, []
@@ -243,6 +271,13 @@ def _open_one(place: Place, modality: Modality, root: Path) -> tuple[list[Proble
         return found, np.unique(read_mask_of(source, mask)).tolist()
     except InputError as error:
         return [*found, Problem("error", "bad-mask", _where(place), str(error))], []
+
+
+def _boxes_outside(place: Place, size: tuple[int, ...]) -> Iterator[Problem]:
+    """Boxes that do not lie in their picture."""
+    label = place[1].label
+    if is_box_label(label) and not label_problem(label) and (problem := label_problem(label, size=size)):
+        yield Problem("error", "bad-box", _where(place), f"{problem}. Correct it or leave the item out.")
 
 
 def _mask_counts(values: dict[str, Counter[int]]) -> Iterator[Problem]:

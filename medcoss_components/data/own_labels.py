@@ -1,4 +1,4 @@
-"""Joining what was found with a table of labels or with a folder of masks. What was left out before is listed once."""
+"""Joining what was found with labels, boxes or a folder of masks. What was left out before is listed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from medcoss_components.data.adapters.findings import (
     walk,
 )
 from medcoss_components.data.adapters.own_data import LeftFile, left_item
-from medcoss_components.data.label_table import LabelRow, read_label_table
+from medcoss_components.data.box_labels import read_boxes
+from medcoss_components.data.boxes import label_problem
+from medcoss_components.data.label_table import LabelRow, LabelTable, read_label_table
 from medcoss_components.data.masks import names_mask
 from medcoss_components.errors import InputError
 from medcoss_components.progress import progress
@@ -55,13 +57,47 @@ def with_labels(
     table = read_label_table(
         path, key_column=key_column, label_column=label_column, group_column=group_column, split_column=split_column
     )
+    return _with_rows(found, table, path, left=left, keep=keep)
+
+
+def with_boxes(
+    found: Sequence[Found], path: Path, *, left: Sequence[LeftOut] = (), keep: bool = False, **columns: str | None
+) -> Findings:
+    """Give every picture its boxes, and the patient and split that a table has for it.
+
+    Args:
+        found: pictures.
+        path: COCO file, folder of Pascal VOC files or table, see
+            :func:`~medcoss_components.data.box_labels.read_boxes`.
+        left, keep: see :func:`with_labels`; a picture that is listed without a box is labelled, with [].
+        columns: of a table.
+
+    Returns:
+        labelled pictures; those that are not listed or whose boxes lie outside of them, and what fits no picture.
+    """
+    kept, more = _with_rows(found, read_boxes(path, **columns), path, left=left, keep=keep)
+    inside: list[Found] = []
+    for item in kept:
+        problem = "" if item.label is None else label_problem(item.label, size=item.size[::-1])
+        if problem:
+            more.append(left_item(item, problem))
+        else:
+            inside.append(item)
+    return inside, more
+
+
+def _with_rows(
+    found: Sequence[Found], table: LabelTable, path: Path, *, left: Sequence[LeftOut], keep: bool
+) -> Findings:
     rows, more = _match(found, table.key, table.rows, path.name, _names_of(left, table.key))
     kept: list[Found] = []
     for index, item in enumerate(found):
         row = rows.get(index)
         if row is not None:
             patient = row.patient or item.patient
-            item = replace(item, label=row.label or None, patient=patient, split=row.split)
+            label = None if row.label == "" else row.label
+            part = row.body_part or item.body_part
+            item = replace(item, label=label, patient=patient, split=row.split, body_part=part)
         if keep or item.label is not None:
             kept.append(item)
         else:

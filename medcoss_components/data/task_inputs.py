@@ -16,6 +16,7 @@ from medcoss_components.data.transforms import (
     draw_augmentation,
     repeat_channels,
     scale_to_input,
+    standardise_images,
     to_model_input,
 )
 from medcoss_components.errors import InputError
@@ -26,7 +27,7 @@ STORED_RANGES = {"unit_range": (0.0, 255.0), "hounsfield": (-1024.0, 1024.0)}
 AUGMENTATIONS = {1: ("none",), 2: ("none", "flip", "mirror", "resized_crop_flip"), 3: ("none", "flip", "mirror")}
 """Dimension -> what a task may choose. ``flip`` reverses the last axis (left and right in axial slices and in pictures)
 with probability 1/2, ``mirror`` every spatial axis, ``resized_crop_flip`` is that of pre-training."""
-INTENSITY_KEYS = ("clip", "subtract", "divide")
+INTENSITY_KEYS = ("clip", "subtract", "divide", "standardise")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class TaskTransform:
         input_shape: what the network reads; None: the modality's.
         intensity: None for the modality's own rule (see :func:`~medcoss_components.data.transforms.to_model_input`), or
             ``{"clip": [low, high], "subtract": a, "divide": b}`` in stored values (HU, 0 .. 255): the input is then
-            (clip(value) - a) / b. Each key may be left out.
+            (clip(value) - a) / b. Each key may be left out. Or ``{"standardise": "image"}``, with "clip" or without: of
+            each image, or of each window that is cut from a case, (value - mean) / (std + 1e-6), see
+            :func:`~medcoss_components.data.transforms.standardise_images`; augmentation comes after it.
         augmentation: see :data:`AUGMENTATIONS`; None: the modality's.
         regions: segmentation: name -> mask values; None for classification.
         seed: of the augmentation.
@@ -143,6 +146,8 @@ class TaskTransform:
         settings = self.intensity or {}
         if (limits := settings.get("clip")) is not None:
             values = values.clamp(*limits)
+        if "standardise" in settings:
+            return standardise_images(values)
         return (values - settings.get("subtract", 0.0)) / settings.get("divide", 1.0)
 
     def _draw(self, batch: Mapping[str, Any], spatial: Sequence[int]) -> Any:
@@ -163,6 +168,8 @@ class TaskTransform:
     def _with_limits(self, record: Any) -> Any:
         if self.intensity is None or not isinstance(record, CropFlip):
             return record
+        if "standardise" in self.intensity:  # every image has a range of its own
+            return replace(record, limits=None)
         low, high = self._scaled(torch.tensor(STORED_RANGES[self.modality.intensity])).tolist()
         return replace(record, limits=(min(low, high), max(low, high)))
 
@@ -195,4 +202,16 @@ def _check_intensity(intensity: Mapping[str, Any] | None, modality: Modality) ->
         raise InputError(f"intensity: clip must be [low, high] with low below high, got {clip!r}.")
     if intensity.get("divide", 1.0) == 0:
         raise InputError("intensity: divide must not be 0, got 0.")
+    if "standardise" in intensity:
+        _check_standardise(intensity)
     return dict(intensity)
+
+
+def _check_standardise(intensity: Mapping[str, Any]) -> None:
+    if (chosen := intensity["standardise"]) != "image":
+        raise InputError(f"intensity: standardise must be 'image', got {chosen!r}.")
+    if others := sorted({"subtract", "divide"} & set(intensity)):
+        raise InputError(
+            f"intensity: standardise sets mean and scale itself, {others[0]}={intensity[others[0]]!r} would have no "
+            "effect. Give one or the other."
+        )

@@ -1,4 +1,4 @@
-"""Batches of labelled data: samples with class numbers, windows of cases with masks, and whole cases.
+"""Batches of labelled data: samples with class numbers, pictures with boxes, windows of cases, and whole cases.
 
 Like :class:`~medcoss_components.data.sampler.PretrainingLoader`: everything follows from (seed, epoch, step), so a run
 resumes at any batch, and every rank derives the same plan and reads its own rows of it.
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from medcoss_components.data.detection import DetectionDataset
 from medcoss_components.data.labelled import ClassificationDataset, SegmentationDataset
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.sampler import BatchPlan, BatchSampler, rank_rows
 from medcoss_components.errors import InputError
 from medcoss_components.randomness import numpy_generator_for
 
-Data = TypeVar("Data", ClassificationDataset, SegmentationDataset)
+Data = TypeVar("Data", ClassificationDataset, SegmentationDataset, DetectionDataset)
 
 
 class _Reader(Dataset):
@@ -50,6 +51,14 @@ class _SampleReader(_Reader):
         indices, batch = self._common(plan)
         raw, target = self.dataset.gather(indices), self.dataset.targets[indices]
         return batch | {"raw": torch.from_numpy(raw), "target": torch.from_numpy(target)}
+
+
+class _BoxReader(_Reader):
+    def __getitem__(self, plan: BatchPlan) -> dict[str, Any]:
+        indices, batch = self._common(plan)
+        raw = torch.from_numpy(self.dataset.gather(indices))
+        targets = [self.dataset.targets[index] for index in indices.tolist()]
+        return batch | {"raw": raw, "target": targets}
 
 
 class _WindowReader(_Reader):
@@ -200,6 +209,25 @@ class ClassificationLoader(TaskLoader[ClassificationDataset]):
             dataset, size=len(dataset), batch_size=batch_size, seed=seed, num_workers=num_workers, shuffle=shuffle
         )
         self.reader = _SampleReader(dataset, **_ranks())
+
+
+class DetectionLoader(TaskLoader[DetectionDataset]):
+    """Batches of pictures with boxes; an epoch visits each picture once.
+
+    A batch is that of :class:`ClassificationLoader` with ``target``: a list of own ``{"boxes": (n, 4) float32 left,
+    top, right, bottom in pixels of the prepared picture, "labels": (n,) int64}``; n may be 0.
+
+    Args:
+        dataset, batch_size, seed, num_workers, shuffle: see :class:`ClassificationLoader`.
+    """
+
+    def __init__(
+        self, dataset: DetectionDataset, *, batch_size: int, seed: int = 0, num_workers: int = 0, shuffle: bool = True
+    ) -> None:
+        super().__init__(
+            dataset, size=len(dataset), batch_size=batch_size, seed=seed, num_workers=num_workers, shuffle=shuffle
+        )
+        self.reader = _BoxReader(dataset, **_ranks())
 
 
 class SegmentationLoader(TaskLoader[SegmentationDataset]):

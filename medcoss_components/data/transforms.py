@@ -28,6 +28,8 @@ INPUT_SCALES = {"unit_range": 1 / 255, "hounsfield": 1 / CLIP_HU, "zscore": 1.0}
 """Intensity rule -> factor from the stored value to the model's input."""
 INPUT_RANGES = {"unit_range": (0.0, 1.0), "hounsfield": (-1.0, 1.0)}
 """Intensity rule -> range that an interpolated input is clamped to (bicubic overshoots at edges)."""
+STANDARD_DEVIATION_FLOOR = 1e-6
+"""Added to each image's standard deviation before dividing by it."""
 
 
 def to_model_input(modality: Modality, raw: torch.Tensor) -> torch.Tensor:
@@ -63,6 +65,24 @@ def repeat_channels(modality: Modality, inputs: torch.Tensor) -> torch.Tensor:
     """Repeat one stored channel where the model wants several."""
     channels = modality.input_shape[0]
     return inputs if inputs.shape[1] == channels else inputs.repeat(1, channels, *[1] * (inputs.ndim - 2))
+
+
+def standardise_images(inputs: torch.Tensor) -> torch.Tensor:
+    """Give every image mean 0 and standard deviation 1 over its own pixels: (value - mean) / (std + 1e-6).
+
+    This evens out body parts and scanners (METHOD.md section 9). The standard deviation is that of the population.
+
+    Args:
+        inputs: (B, C, *S) numbers; C channels of an image count together.
+
+    Returns:
+        Tensor of the same shape, float32; an image of one value gives zeros.
+    """
+    values = inputs.to(torch.float32)
+    axes = tuple(range(1, values.ndim))
+    deviation, mean = torch.std_mean(values, dim=axes, keepdim=True, correction=0)
+    flat = values.amin(axes, keepdim=True) == values.amax(axes, keepdim=True)  # the mean's rounding would be blown up
+    return ((values - mean) / (deviation + STANDARD_DEVIATION_FLOOR)).masked_fill(flat, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Fine-tuning of a task network: classification or segmentation, decided by data, loss and network alone."""
+"""Fine-tuning of a task network: classification, segmentation or detection, decided by data, loss and network alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from medcoss_components.continual.strategies import LossTerm
 from medcoss_components.engines.batches import real_length
 from medcoss_components.engines.optimisation import autocast
-from medcoss_components.engines.task_losses import CLASSIFICATION, SEGMENTATION
+from medcoss_components.engines.task_losses import as_float32, task_of
 from medcoss_components.engines.trainer import ResumableTrainer
 from medcoss_components.randomness import generator_for
 
@@ -25,16 +25,17 @@ class FineTuner(ResumableTrainer):
 
     Everything random in a step follows from (seed, epoch, step) for the whole global batch, so a resumed run and a run
     on several ranks see the same draws. ``state.output`` is that of
-    :class:`~medcoss_components.engines.trainer.ResumableTrainer`; ``kind`` is "classification" or "segmentation".
+    :class:`~medcoss_components.engines.trainer.ResumableTrainer`; ``kind`` is "classification", "segmentation" or
+    "detection".
 
     Args:
         device: where to train.
         max_epochs: epochs of the run.
         train_data_loader: a :class:`~medcoss_components.data.task_loader.ClassificationLoader` or
-            :class:`~medcoss_components.data.task_loader.SegmentationLoader`.
+            :class:`~medcoss_components.data.task_loader.SegmentationLoader` or one of detection.
         network: the task network, holding the weights that the run starts from.
         optimizer: see :func:`~medcoss_components.engines.optimisation.finetuning_optimizer`.
-        loss_function: ``(logits, targets) ->`` a :class:`~medcoss_components.continual.strategies.LossTerm` or a
+        loss_function: ``(outputs, targets) ->`` a :class:`~medcoss_components.continual.strategies.LossTerm` or a
             scalar mean over the samples (any loss of torch or MONAI).
         preprocessing: turns a stored batch into inputs and targets, see
             :class:`~medcoss_components.data.task_inputs.TaskTransform`.
@@ -56,7 +57,7 @@ class FineTuner(ResumableTrainer):
         train_data_loader: Any,
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        loss_function: Callable[[torch.Tensor, torch.Tensor], LossTerm | torch.Tensor],
+        loss_function: Callable[[Any, Any], LossTerm | torch.Tensor],
         preprocessing: TaskTransform,
         seed: int = 0,
         precision: str = "bf16",
@@ -66,7 +67,7 @@ class FineTuner(ResumableTrainer):
         train_handlers: Sequence[Any] = (),
     ) -> None:
         self.preprocessing, self.seed = preprocessing, seed
-        self.kind = SEGMENTATION if hasattr(train_data_loader.dataset, "regions") else CLASSIFICATION
+        self.kind = task_of(train_data_loader.dataset)
         self.depth = _branches(network)
         super().__init__(
             device=device,
@@ -93,8 +94,8 @@ class FineTuner(ResumableTrainer):
         inputs = without_padding(inputs, self.model)
         arguments = {"depth_noise": self.depth_noise(batch)} if self.depth else {}
         with autocast(self.precision, self.state.device):
-            logits = self._forward(inputs, **arguments)
-        return self._as_term(self.loss_function(logits.float(), targets), len(inputs))
+            outputs = self._forward(inputs, **arguments)
+        return self._as_term(self.loss_function(as_float32(outputs), targets), len(inputs))
 
     def _as_term(self, loss: LossTerm | torch.Tensor, count: int) -> LossTerm:
         if isinstance(loss, LossTerm):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medcoss_components.evaluation.results import ClassificationResult
     from medcoss_components.text.vocabulary import Vocabulary
 
-SHOWN = ("accuracy", "auc", "f1", "dice", "hd95")
+SHOWN = ("accuracy", "auc", "f1", "dice", "hd95", "map", "map50")
 MISTAKES = 50
 
 

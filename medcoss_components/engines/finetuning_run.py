@@ -33,6 +33,7 @@ from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.engines.selection import EpochSelection, metric_names
 from medcoss_components.engines.task_evaluators import SegmentationEvaluator, TaskEvaluator
 from medcoss_components.engines.trained_settings import RUN_METRICS, RUN_RECORD, check_inputs, check_put_aside
+from medcoss_components.evaluation.segmentation import WITHOUT_DISTANCES
 from medcoss_components.files import read_json, write_json
 from medcoss_components.text.vocabulary import Vocabulary
 from medcoss_components.tracking.runs import open_tracking
@@ -190,7 +191,9 @@ class FineTuning(RecordedRun):
             raise KeyboardInterrupt
 
     def _train(self) -> None:
-        self._set_distances(any(name.split("/")[0] != "dice" for name in metric_names(self.selector.selection)))
+        self._set_distances(
+            any(name.split("/")[0] not in WITHOUT_DISTANCES for name in metric_names(self.selector.selection))
+        )
         if self.checkpoint.load(self.trainer):
             logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
             self.selector.catch_up(self.trainer)

@@ -14,8 +14,10 @@ from medcoss_components.errors import InputError
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Setting ``precision`` -> dtype of autocast; None: no autocast."""
-BLOCK = re.compile(r"encoder\.blocks\.(\d+)\.")
-EMBEDDINGS = ("text_embedding.", "image_embedding.")
+BLOCK = re.compile(r"(?:(?:backbone\.)?encoder\.blocks|backbone\.layer)\.?(\d+)\.")
+"""Names of the parameters of a transformer's block or of a ResNet's layer, with its number."""
+EMBEDDINGS = ("text_embedding.", "image_embedding.", "backbone.image_embedding.", "backbone.conv1.", "backbone.bn1.")
+"""Beginnings of the names of what stands before the first block."""
 
 
 def check_precision(precision: str, device: torch.device) -> str:
@@ -113,12 +115,17 @@ def finetuning_optimizer(
 
 
 def block_distances(network: torch.nn.Module) -> dict[str, int]:
-    """How many layers each parameter is below the head: head 0, last block 1, first block n, tokenizer n + 1."""
+    """How many layers each parameter is below the head: head 0, last block 1, first block n, tokenizer n + 1.
+
+    The blocks of a ResNet are its four layers; its first convolution is the tokenizer.
+    """
     names = [name for name, _ in network.named_parameters()]
     blocks = {name: int(found[1]) for name in names if (found := BLOCK.match(name))}
-    count = max(blocks.values(), default=-1) + 1
+    order = sorted(set(blocks.values()))
+    count = len(order)
     embeddings = {name: count + 1 for name in names if name.startswith(EMBEDDINGS)}
-    return {name: count - blocks[name] if name in blocks else embeddings.get(name, 0) for name in names}
+    below = {name: count - order.index(number) for name, number in blocks.items()}
+    return {name: below.get(name, embeddings.get(name, 0)) for name in names}
 
 
 def polynomial_decay(epoch: int, max_epochs: int, power: float = 0.9) -> float:

@@ -36,6 +36,7 @@ from medcoss_components.weights import load_initial_weights
 if TYPE_CHECKING:
     from medcoss_components.networks.classification import ClassificationModel
     from medcoss_components.networks.segmentation import SegmentationModel
+    from medcoss_components.networks.xray_tasks import XrayModel
 
 logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -211,8 +212,8 @@ def initialised_network(
     allow_initialised: Sequence[str] = (),
     checkpoint_activations: bool = False,
 ) -> Network:
-    """Give every parameter its first value from ``seed``, then load encoder, tokenizers and class token from
-    ``init_weights``.
+    """Give every parameter its first value from ``seed``, then load encoder, tokenizers and class token, or the
+    backbone of an X-ray network, from ``init_weights``.
 
     Decoder and heads keep their fresh values (METHOD section 7), unless ``parts`` is "all" (evaluation, inference).
     What was loaded is logged, and kept as text in the network's attribute ``load_report``.
@@ -235,7 +236,7 @@ def initialised_network(
 
 def task_network(
     *,
-    network: ClassificationModel | SegmentationModel,
+    network: ClassificationModel | SegmentationModel | XrayModel,
     init_weights: str | Path | None = None,
     freeze_encoder: bool = False,
     seed: int = 0,
@@ -243,8 +244,9 @@ def task_network(
     parts: str = "encoder",
     allow_initialised: Sequence[str] = (),
     checkpoint_activations: bool = False,
-) -> ClassificationModel | SegmentationModel:
-    """First values of a downstream network: from ``seed``, then the encoder (or all, ``parts``) of ``init_weights``.
+) -> ClassificationModel | SegmentationModel | XrayModel:
+    """First values of a downstream network: from ``seed``, then the encoder or the backbone (or all, ``parts``) of
+    ``init_weights``.
 
     Args:
         freeze_encoder: train the head alone (linear probe).

@@ -17,6 +17,7 @@ from monai.utils.enums import CommonKeys
 
 from medcoss_components.engines.finetuning import without_padding
 from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.task_losses import as_float32
 from medcoss_components.errors import InputError
 from medcoss_components.progress import progress
 
@@ -28,7 +29,7 @@ THRESHOLD = 0.5
 
 
 class TaskEvaluator(SupervisedEvaluator):
-    """What both evaluators share: eval mode, precision, progress, and gathering what all ranks have seen.
+    """What the evaluators share: eval mode, precision, progress, and gathering what all ranks have seen.
 
     After :meth:`run`, ``state.metrics`` holds the numbers and :meth:`result` the result object, on every rank.
 
@@ -101,13 +102,13 @@ class TaskEvaluator(SupervisedEvaluator):
         inputs = self.preprocessing.evaluation(batchdata["raw"], self.state.device)
         inputs = without_padding(inputs, self.network)
         with torch.no_grad(), autocast(self.precision, self.state.device):
-            logits = self.inferer(inputs, self.network).float()
+            logits = as_float32(self.inferer(inputs, self.network))
         self.seen += self.observe(batchdata, inputs, logits)
         self.bar.update()
         return {CommonKeys.PRED: logits, "count": batchdata["count"], "ids": batchdata["ids"]}
 
-    def observe(self, batch: dict[str, Any], inputs: torch.Tensor, logits: torch.Tensor) -> list[Any]:
-        """What is kept of one batch; objects that can be pickled."""
+    def observe(self, batch: dict[str, Any], inputs: torch.Tensor, logits: Any) -> list[Any]:
+        """What is kept of one batch; objects that can be pickled. ``logits``: what the network gives, in float32."""
         raise NotImplementedError
 
     def summarise(self, shares: list[Any]) -> Any:
@@ -204,7 +205,7 @@ class SegmentationEvaluator(TaskEvaluator):
         from medcoss_components.evaluation.results import WorstCases
 
         super()._reset(engine)
-        self.worst = WorstCases(self.pictures)
+        self.worst: WorstCases[CasePicture] = WorstCases(self.pictures)
 
     def observe(self, batch: dict[str, Any], inputs: torch.Tensor, logits: torch.Tensor) -> list[Any]:
         from medcoss_components.evaluation.results import make_picture
@@ -250,7 +251,7 @@ class SegmentationEvaluator(TaskEvaluator):
         from medcoss_components.evaluation.results import SegmentationResult, WorstCases
 
         seen = {row: entry for rows, _ in shares for row, *entry in rows}
-        worst = WorstCases(self.pictures)
+        worst: WorstCases[CasePicture] = WorstCases(self.pictures)
         for _, pictures in shares:
             for picture in pictures:
                 worst.add(picture)

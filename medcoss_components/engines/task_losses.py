@@ -1,6 +1,7 @@
 """Losses of the downstream tasks, as a sum and what it is a sum of, so that ranks are averaged exactly.
 
-METHOD section 8: cross entropy for classification, Dice + binary cross entropy for segmentation.
+METHOD section 8: cross entropy for classification, Dice + binary cross entropy for segmentation. The loss of detection
+is the network's own, see ``detection.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,21 @@ from medcoss_components.errors import InputError
 
 CLASSIFICATION = "classification"
 SEGMENTATION = "segmentation"
+DETECTION = "detection"
+
+
+def task_of(dataset: Any) -> str:
+    """Kind of the task that labelled data are for, as their attributes tell."""
+    if hasattr(dataset, "regions"):
+        return SEGMENTATION
+    return DETECTION if hasattr(dataset, "categories") else CLASSIFICATION
+
+
+def as_float32(outputs: Any) -> Any:
+    """What a network gives, a tensor or lists of tensors by name, in float32: losses and scores need it."""
+    if isinstance(outputs, Mapping):
+        return {name: [level.float() for level in levels] for name, levels in outputs.items()}
+    return outputs.float()
 
 
 class ClassificationLoss:

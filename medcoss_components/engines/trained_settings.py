@@ -18,6 +18,8 @@ from medcoss_components.files import folder_of, read_json
 logger = logging.getLogger(__name__)
 
 RUN_RECORD, RUN_METRICS = "run.json", "metrics.json"
+NAMES = ("classes", "regions", "categories")
+"""Settings that name the outputs of a network."""
 _ATTRIBUTE = "trained_settings"
 
 
@@ -41,7 +43,8 @@ def check_outputs(network: Any, weights: str | Path) -> None:
     The settings are kept with the network for :func:`check_inputs`.
 
     Raises:
-        InputError: classes, names of regions, modality, text attention or a classifier's input shape differ.
+        InputError: classes, names of regions, categories, modality, text attention or the input shape of a network that
+            sees the whole image (classifier, detector) differ.
     """
     settings = trained_settings(weights)
     network.__dict__[_ATTRIBUTE] = settings
@@ -49,21 +52,23 @@ def check_outputs(network: Any, weights: str | Path) -> None:
     own = {
         "classes": [*map(str, getattr(network, "classes", ()))],
         "regions": [*map(str, getattr(network, "regions", ()))],
+        "categories": [*map(str, getattr(network, "categories", ()))],
         "modality": getattr(modality, "name", None),
         "text_attention": getattr(network, "text_attention", None),
+        "backbone": getattr(network, "backbone_name", None),
     }
-    if own["classes"]:  # masks come from windows, whose size is free; a classifier sees the whole image in its input
+    if own["classes"] or own["categories"]:  # masks come from windows, whose size is free; these see the whole image
         own["input_shape"] = list(getattr(modality, "input_shape", ()))
     for name, given in own.items():
         trained = settings.get(name)
-        if name in ("classes", "regions") and trained is not None:
+        if name in NAMES and trained is not None:
             trained = [str(entry) for entry in trained]
         if trained is not None and given and trained != given:
             raise InputError(f"{name}: {weights} was trained with {trained!r}, given {given!r}. {_advice(name)}")
 
 
 def _advice(name: str) -> str:
-    if name in ("classes", "regions"):
+    if name in NAMES:
         return f"Give the trained ones, in their order (--{name}): outputs are named by their place."
     return f"Give the trained one (--{name}), or use the bundle of the training."
 

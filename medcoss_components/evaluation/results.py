@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ def json_numbers(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _check_cases(cases: Sequence[str], groups: Sequence[str], count: int) -> None:
+def check_cases(cases: Sequence[str], groups: Sequence[str], count: int) -> None:
+    """Raise InputError unless different cases and their groups are as many as the results."""
     if count == 0 or len(cases) != count or len(groups) != count:
         raise InputError(
             f"cases and groups must name each of the {count} results (at least one), "
@@ -73,7 +74,7 @@ class ClassificationResult:
 
     def __post_init__(self) -> None:
         probabilities, targets = checked_predictions(self.probabilities, self.targets, self.classes)
-        _check_cases(self.cases, self.groups, len(targets))
+        check_cases(self.cases, self.groups, len(targets))
         fixed = {"probabilities": probabilities, "targets": targets}
         fixed |= {name: tuple(map(str, getattr(self, name))) for name in ("classes", "cases", "groups")}
         for name, value in fixed.items():
@@ -90,7 +91,9 @@ class ClassificationResult:
 
     def intervals(self, repeats: int = REPEATS, seed: int = 0) -> Intervals:
         """95 % bootstrap interval of every metric; empty with fewer than two groups."""
-        return _remembered(self, WeightedClassification(self.probabilities, self.targets, self.classes), repeats, seed)
+        return remembered_intervals(
+            self, WeightedClassification(self.probabilities, self.targets, self.classes), repeats, seed
+        )
 
     def table(self) -> list[dict[str, Any]]:
         """One row a case: case, group, target, predicted, correct, confidence, prob_<class> of every class."""
@@ -155,7 +158,7 @@ class SegmentationResult:
         fixed = {name: tuple(map(str, getattr(self, name))) for name in ("regions", "cases", "groups")}
         for name, value in (fixed | {"rows": tuple(self.rows), "pictures": tuple(self.pictures)}).items():
             object.__setattr__(self, name, value)
-        _check_cases(self.cases, self.groups, len(self.rows))
+        check_cases(self.cases, self.groups, len(self.rows))
         if self.spacing_unit not in UNITS:
             raise InputError(f"spacing_unit must be one of {', '.join(UNITS)}, received {self.spacing_unit!r}.")
         missing = [name for row in self.rows for name in map("dice/{}".format, self.regions) if name not in row]
@@ -170,8 +173,9 @@ class SegmentationResult:
         """Means over the cases.
 
         Returns:
-            ``dice`` (mean over the cases of the mean over the regions), ``hd95``, ``surface_dice``, the same of every
-            region (``dice/<region>`` ...), and ``hd95_undefined``: how many pairs of case and region have no distance.
+            ``dice`` (mean over the cases of the mean over the regions), ``iou``, ``hd95``, ``surface_dice``, the same
+            of every region (``dice/<region>`` ...); ``miou``, which counts the background as one more region; and
+            ``hd95_undefined``: how many pairs of case and region have no distance.
         """
         columns = self.columns()
         means = weighted_means(columns, np.ones((1, len(self.rows))))
@@ -182,10 +186,11 @@ class SegmentationResult:
 
     def intervals(self, repeats: int = REPEATS, seed: int = 0) -> Intervals:
         """95 % bootstrap interval of every mean; empty with fewer than two groups."""
-        return _remembered(self, partial(weighted_means, self.columns()), repeats, seed)
+        return remembered_intervals(self, partial(weighted_means, self.columns()), repeats, seed)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a case: case, group, dice_mean, hd95_mean, surface_dice_mean, then the numbers of every region."""
+        """One row a case: case, group, dice_mean, iou_mean, miou_mean, hd95_mean, surface_dice_mean (where there are
+        such numbers), then the numbers of every region."""
         columns = self.columns()
         means = [name for name in SCORES if name in columns]
         return [
@@ -199,16 +204,27 @@ class SegmentationResult:
         ]
 
 
-def _remembered(
-    result: ClassificationResult | SegmentationResult, statistic: Statistic, repeats: int, seed: int
-) -> Intervals:
-    """Intervals, computed once: the report and the run's metrics both ask for them."""
+def remembered_intervals(result: Any, statistic: Statistic, repeats: int, seed: int) -> Intervals:
+    """Intervals of a result object, computed once: the report and the run's metrics both ask for them."""
     if (repeats, seed) not in result._intervals:
         result._intervals[repeats, seed] = bootstrap_intervals(statistic, result.groups, repeats=repeats, seed=seed)
     return dict(result._intervals[repeats, seed])
 
 
-class WorstCases:
+class ScoredPicture(Protocol):
+    """What the worst cases are chosen by."""
+
+    @property
+    def case(self) -> str: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+Picture = TypeVar("Picture", bound=ScoredPicture)
+
+
+class WorstCases(Generic[Picture]):
     """Keeps the pictures of the cases with the lowest scores; equal scores are ordered by case.
 
     Args:
@@ -219,25 +235,25 @@ class WorstCases:
         if limit < 0:
             raise InputError(f"limit must be 0 or more, received {limit}.")
         self.limit = limit
-        self._kept: list[CasePicture] = []
+        self._kept: list[Picture] = []
 
-    def offer(self, *, case: str, score: float, make: Callable[[], CasePicture]) -> None:
+    def offer(self, *, case: str, score: float, make: Callable[[], Picture]) -> None:
         """Call ``make`` only when the case is among the worst so far."""
         order = (score, case)
         if self.limit and (len(self._kept) < self.limit or order < self._order(self._kept[-1])):
             self.add(make())
 
-    def add(self, picture: CasePicture) -> None:
+    def add(self, picture: Picture) -> None:
         """Offer a picture that exists, for example from another rank; a case is kept once."""
         kept = {known.case: known for known in (*self._kept, picture)}
         self._kept = sorted(kept.values(), key=self._order)[: self.limit]
 
     @staticmethod
-    def _order(picture: CasePicture) -> tuple[float, str]:
+    def _order(picture: ScoredPicture) -> tuple[float, str]:
         return picture.score, picture.case
 
     @property
-    def pictures(self) -> tuple[CasePicture, ...]:
+    def pictures(self) -> tuple[Picture, ...]:
         """Worst first."""
         return tuple(self._kept)
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from medcoss_components.errors import InputError
 
-SCORES = ("dice", "hd95", "surface_dice")
+SCORES = ("dice", "iou", "miou", "hd95", "surface_dice")
+WITHOUT_DISTANCES = ("dice", "iou", "miou")
+"""Those that need no surface distances."""
 TOLERANCE = 2.0  # mm, the surface Dice's usual tolerance for organs
 DENSE_SHARE = 0.02  # of the box's voxels on the edge: beyond, a distance transform is faster than a tree
 DENSE_LIMIT = 64_000_000  # voxels that a distance transform may have, 20 bytes each
@@ -46,10 +48,11 @@ def case_metrics(
         distances: False leaves ``hd95`` and ``surface_dice`` out, which takes a fraction of the time.
 
     Returns:
-        For each region r ``dice/r`` in [0, 1]; ``hd95/r``, the larger of the 95th percentiles of the distances of the
-        prediction's edge to the reference's and back, in mm; ``surface_dice/r``, the share of both edges within the
-        tolerance (Nikolov et al. 2018, edge voxels counted as MONAI does); ``volume/r`` and ``reference_volume/r``
-        in ml (areas in mm2 in 2D; voxels without spacing).
+        For each region r ``dice/r`` in [0, 1]; ``iou/r``, intersection over union (dice / (2 - dice)); ``hd95/r``, the
+        larger of the 95th percentiles of the distances of the prediction's edge to the reference's and back, in mm;
+        ``surface_dice/r``, the share of both edges within the tolerance (Nikolov et al. 2018, edge voxels counted as
+        MONAI does); ``volume/r`` and ``reference_volume/r`` in ml (areas in mm2 in 2D; voxels without spacing).
+        ``background_iou``: of what belongs to no region.
 
     Raises:
         InputError: when shapes, number of regions or spacing do not fit.
@@ -62,7 +65,7 @@ def case_metrics(
         )
     if spacing is not None and (len(spacing) != target.ndim - 1 or min(spacing) <= 0):
         raise InputError(f"spacing must be {target.ndim - 1} lengths > 0 or None, received {list(spacing)}.")
-    found: dict[str, float] = {}
+    found: dict[str, float] = {"background_iou": _background_iou(prediction, target)}
     for name, predicted, reference in zip(names, prediction, target, strict=True):
         scores = _region_scores(predicted, reference, spacing, tolerance_mm, distances)
         scores["volume"] = _volume(predicted, spacing)
@@ -75,6 +78,13 @@ def _volume(mask: NDArray[np.bool_], spacing: Sequence[float] | None) -> float:
     if spacing is None:
         return float(np.count_nonzero(mask))
     return float(np.count_nonzero(mask) * np.prod(spacing)) / (1000 if mask.ndim == 3 else 1)
+
+
+def _background_iou(prediction: NDArray[np.bool_], target: NDArray[np.bool_]) -> float:
+    """Intersection over union of the voxels (K, *S) outside of all regions; 1 where neither leaves any."""
+    predicted, true = prediction.any(axis=0), target.any(axis=0)
+    union = true.size - np.count_nonzero(predicted & true)
+    return float((true.size - np.count_nonzero(predicted | true)) / union) if union else 1.0
 
 
 def _region_scores(
@@ -91,7 +101,8 @@ def _region_scores(
     box = foreground_box(prediction, target)
     prediction, target = np.ascontiguousarray(prediction[box]), np.ascontiguousarray(target[box])
     pair = [torch.from_numpy(mask)[None, None] for mask in (prediction, target)]
-    scores = {"dice": float(compute_dice(*pair, include_background=True, ignore_empty=False))}
+    dice = float(compute_dice(*pair, include_background=True, ignore_empty=False))
+    scores = {"dice": dice, "iou": dice / (2 - dice)}
     if not distances:
         return scores
     if prediction.any() != target.any():
@@ -151,7 +162,8 @@ def score_columns(rows: Sequence[Mapping[str, float]], regions: Sequence[str]) -
         regions: K names.
 
     Returns:
-        ``dice``, ``hd95``, ``surface_dice`` (each where it was computed), then ``dice/<region>`` and so on.
+        ``dice``, ``iou``, ``hd95``, ``surface_dice`` (each where it was computed), with ``dice/<region>`` and so on;
+        and ``miou``, the mean over the regions and the background, which papers on semantic segmentation call mean IoU.
     """
     columns: dict[str, NDArray[np.float64]] = {}
     measured = [score for score in SCORES if f"{score}/{regions[0]}" in rows[0]]
@@ -160,6 +172,9 @@ def score_columns(rows: Sequence[Mapping[str, float]], regions: Sequence[str]) -
         known = np.isfinite(table)
         columns[score] = _ratio(np.where(known, table, 0).sum(axis=1), known.sum(axis=1))
         columns |= {f"{score}/{region}": table[:, index] for index, region in enumerate(regions)}
+    if "iou" in columns and "background_iou" in rows[0]:
+        background = np.array([row["background_iou"] for row in rows], dtype=np.float64)
+        columns["miou"] = (columns["iou"] * len(regions) + background) / (len(regions) + 1)
     return {name: columns[name] for score in SCORES for name in columns if name.split("/")[0] == score}
 
 

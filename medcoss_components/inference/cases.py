@@ -12,8 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from medcoss_components.data.cases import CaseGeometry, case_settings, prepare_case, resolve_case_preparation
+from medcoss_components.data.detection import detection_layer
 from medcoss_components.data.manifest import Item
 from medcoss_components.data.modalities import Modality, get_modality
+from medcoss_components.data.plane_geometry import PlaneGeometry, plane_geometry
 from medcoss_components.data.preparation import (
     classification_layer,
     encode_texts,
@@ -31,9 +33,9 @@ from medcoss_components.text.vocabulary import load_vocabulary
 if TYPE_CHECKING:
     from medcoss_components.text.vocabulary import Vocabulary
 
-KINDS = ("classification", "segmentation")
+KINDS = ("classification", "segmentation", "detection")
 BATCH_SIZES = {1: 32, 2: 8, 3: 1}
-"""Dimension -> cases that are classified at once; segmentation takes one."""
+"""Dimension -> cases that are taken at once; segmentation takes one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +44,17 @@ class InferenceCase:
 
     Args:
         source: where it comes from.
-        raw: stored values: classification (n, *stored_shape), n samples of the case; segmentation (1, C, *S). None
-            when it failed.
+        raw: stored values: classification (n, *stored_shape), n samples of the case; segmentation (1, C, *S);
+            detection (1, *stored_shape). None when it failed.
         geometry: segmentation: the way back to the source.
+        plane: detection: the same.
         error: why it could not be read; None when it could.
     """
 
     source: CaseSource
     raw: torch.Tensor | None = None
     geometry: CaseGeometry | None = None
+    plane: PlaneGeometry | None = None
     error: str | None = None
 
 
@@ -62,7 +66,8 @@ class InferenceCases(Dataset):
             :func:`~medcoss_components.inference.discovery.find_cases`.
         modality: name or entry.
         input_shape: of the network; None: the entry's.
-        kind: "classification" (cases become samples of the input shape) or "segmentation" (whole cases).
+        kind: "classification" (cases become samples of the input shape), "segmentation" (whole cases) or "detection"
+            (whole pictures in the input shape).
         preparation: the settings of the training, over those of a manifest.
         vocabulary: path or object; text only, and needed there.
         columns: of tables of texts: {"text": column, "id": column}.
@@ -103,6 +108,9 @@ class InferenceCases(Dataset):
         if kind == "classification":  # volumes are taken whole unless somebody says how to cut them
             layer = classification_layer(self.modality, found.preparation, preparation)
             self.settings = resolve_preparation(self.modality, found.preparation, layer)
+        elif kind == "detection":
+            layer = detection_layer(self.modality, found.preparation, preparation)
+            self.settings = resolve_preparation(self.modality, found.preparation, layer)
         else:
             stored = case_settings(self.modality, found.preparation)
             self.settings = resolve_case_preparation(self.modality, stored, preparation)
@@ -128,6 +136,11 @@ class InferenceCases(Dataset):
             case = prepare_case(data.array, data.spacing, modality=self.modality, settings=self.settings)
             return InferenceCase(source=source, raw=torch.from_numpy(case.image)[None], geometry=case.geometry)
         options: dict[str, Any] = {"modality": self.modality, "settings": self.settings}
+        if self.kind == "detection" and isinstance(data, ImageData):
+            size = self.modality.stored_shape[1:]
+            plane = plane_geometry(data.array.shape[:2], data.spacing, size=size, settings=self.settings)
+            (sample,) = image_samples(data.array, data.spacing, **options)
+            return InferenceCase(source=source, raw=torch.from_numpy(sample)[None], plane=plane)
         if isinstance(data, ImageData):
             samples = image_samples(data.array, data.spacing, **options)
         else:

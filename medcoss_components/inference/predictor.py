@@ -1,4 +1,4 @@
-"""What predicting classes and masks share: going through the cases, keeping what is finished, telling what failed."""
+"""What predicting classes, masks and boxes share: going through the cases, keeping the finished, telling the failed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from monai.inferers import Inferer, SimpleInferer
 
 from medcoss_components._version import __version__
 from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.task_losses import as_float32
 from medcoss_components.engines.trained_settings import check_inputs
 from medcoss_components.errors import InputError
 from medcoss_components.files import is_disk_full, remove_partial, write_json
@@ -87,6 +88,10 @@ class Predictor(SupervisedEvaluator):
     def summary(self) -> Row:
         """What ``predictions.json`` says of the run besides its cases."""
         raise NotImplementedError
+
+    def table(self, rows: list[Row]) -> list[Row]:
+        """Lines of ``predictions.csv`` for the rows of the finished cases."""
+        return rows
 
     @property
     def rows(self) -> dict[str, Row]:
@@ -171,11 +176,11 @@ class Predictor(SupervisedEvaluator):
         """What the network reads, from stored values, on its device."""
         return self.preprocessing.evaluation(raw, self.state.device)
 
-    def outputs(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits in float32."""
+    def outputs(self, inputs: torch.Tensor) -> Any:
+        """What the network gives, in float32."""
         with autocast(self.precision, self.state.device):
-            logits = self.inferer(inputs, self.network)
-        return logits.float()
+            outputs = self.inferer(inputs, self.network)
+        return as_float32(outputs)
 
     def _write_tables(self) -> None:
         rows = list(self.rows.values())
@@ -184,7 +189,7 @@ class Predictor(SupervisedEvaluator):
         if not self.source_name:
             failed = [{"id": row["id"], "reason": row["reason"]} for row in failed]
             skipped = [{"reason": row["reason"]} for row in skipped]
-        write_table(self.output_dir / "predictions.csv", rows)
+        write_table(self.output_dir / "predictions.csv", self.table(rows))
         write_table(self.output_dir / "failures.csv", failed)
         write_table(self.output_dir / "skipped.csv", skipped)
         head = {"format": 1, "version": __version__, "task": self.task, "modality": self.cases.modality.name}

@@ -20,7 +20,7 @@ from medcoss_components.networks.presets import Preset, resolve_preset
 from medcoss_components.networks.pretraining import TEXT_ATTENTION, ModalityLike
 from medcoss_components.pretext.losses import grid_of, patchify
 
-TASK_PREFIXES = ("head.", "mask_decoder.")
+TASK_PREFIXES = ("head.", "heads.", "mask_decoder.")
 """Beginnings of the names of what fine-tuning puts behind the encoder."""
 BACKBONE_MODULES = ("text_embedding", "image_embedding", "encoder")
 Network = TypeVar("Network", bound="Backbone")

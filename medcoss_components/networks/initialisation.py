@@ -63,6 +63,13 @@ def _initialise_one(module: nn.Module, generator: torch.Generator | None) -> Non
 
 
 def initialise(network: nn.Module, generator: torch.Generator | None = None) -> None:
-    """Give every parameter of ``network`` its first value, module by module in a fixed order."""
+    """Give every parameter of ``network`` its first value, module by module in a fixed order.
+
+    A module made of parts of other libraries may have a rule of its own for them, ``initialise_parts(generator)``,
+    which is applied after all others.
+    """
     for module in network.modules():
         _initialise_one(module, generator)
+    for module in network.modules():
+        if hasattr(module, "initialise_parts"):
+            module.initialise_parts(generator)

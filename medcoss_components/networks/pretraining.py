@@ -40,7 +40,7 @@ __all__ = [
     "reset_pretext_heads",
 ]
 
-ENCODER_PREFIXES = ("text_embedding.", "image_embedding.", "encoder.")
+ENCODER_PREFIXES = ("text_embedding.", "image_embedding.", "encoder.", "backbone.")
 PRETEXT_PREFIXES = ("decoder.", "text_head.")
 TEXT_ATTENTION = ("bidirectional", "causal")
 TASKS = ("features", "pretext")

@@ -11,16 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medcoss_components.evaluation.detection import DetectionResult
 from medcoss_components.evaluation.results import ClassificationResult, Intervals, SegmentationResult
 from medcoss_components.tracking import task_captions as captions
 from medcoss_components.tracking.parameters import flatten_parameters
 from medcoss_components.tracking.report_captions import Caption
 from medcoss_components.tracking.report_html import badge, picture, table
 
-TaskResult = ClassificationResult | SegmentationResult
+TaskResult = ClassificationResult | SegmentationResult | DetectionResult
 NOTHING = "–"
+PARTS = {"classification": "classes", "segmentation": "regions", "detection": "categories"}
+"""Task -> what its result calls the parts that are named one by one."""
+HEADS = {"classification": "Class", "segmentation": "Region", "detection": "Category"}
 FEW_GROUPS = 30
 FEW_CASES = 10
+COUNTED = ("true_boxes", "found_boxes", "hits", "missed", "false_positives")
 LISTED = 10
 
 
@@ -37,14 +42,14 @@ class Evaluation(NamedTuple):
 
 
 def number_text(value: float, metric: str) -> str:
-    """Three digits after the point for shares, two or (from 10) one for distances; – for what is undefined.
+    """Three digits after the point for shares, two or (from 10) one for distances and counts; – for what is undefined.
 
     >>> number_text(0.91234, "dice"), number_text(12.345, "hd95"), number_text(float("nan"), "auc")
     ('0.912', '12.3', '–')
     """
     if not math.isfinite(value):
         return NOTHING
-    if metric.split("/")[0] != "hd95":
+    if metric.split("/")[0] not in ("hd95", "false_positives"):
         return f"{value:.3f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
@@ -54,6 +59,11 @@ def interval_text(metric: str, intervals: Intervals) -> str:
     if metric not in intervals:
         return NOTHING
     return " to ".join(number_text(value, metric) for value in intervals[metric])
+
+
+def part_names(result: TaskResult) -> tuple[str, ...]:
+    """Names of the classes, regions or categories."""
+    return getattr(result, PARTS[result.task])
 
 
 def group_count(result: TaskResult) -> int:
@@ -82,6 +92,8 @@ def notes(evaluation: Evaluation) -> list[str]:
         rare = [f"{name} ({count})" for name, count in zip(result.classes, counts, strict=True) if count < FEW_CASES]
         if rare:
             found.append(f"Classes with fewer than {FEW_CASES} cases: {', '.join(rare)}.")
+    if isinstance(result, DetectionResult):
+        found += _box_notes(result)
     undefined = [name for name, value in metrics.items() if not math.isfinite(value)]
     if undefined:
         found.append(f"Not defined by these cases: {', '.join(undefined)}.")
@@ -94,15 +106,25 @@ def notes(evaluation: Evaluation) -> list[str]:
     return found
 
 
+def _box_notes(result: DetectionResult) -> list[str]:
+    """The score threshold, cases where nothing is there, and categories with few true boxes."""
+    empty = sum(len(target) == 0 for target in result.targets)
+    counts = {name: result.counts(number)[0] for number, name in enumerate(result.categories)}
+    rare = [f"{name} ({count})" for name, count in counts.items() if count < FEW_CASES]
+    found = [
+        f"Score threshold {result.threshold:g}. {_counted(empty, 'case')} without any true box: what is found there is "
+        "false."
+    ]
+    return [*found, f"Categories with fewer than {FEW_CASES} true boxes: {', '.join(rare)}."] if rare else found
+
+
 def header(evaluation: Evaluation) -> str:
     """Title, split, how many cases, and the reminder."""
     result = evaluation.result
-    what = result.classes if isinstance(result, ClassificationResult) else result.regions
-    kind = "classes" if isinstance(result, ClassificationResult) else "regions"
     facts = [
         f"{result.task}",
         f"{_counted(len(result.cases), 'case')} of {_counted(group_count(result), 'patient')} (groups)",
-        f"{kind}: {', '.join(what)}",
+        f"{PARTS[result.task]}: {', '.join(part_names(result))}",
     ]
     items = "".join(f"<li>{escape(note)}</li>" for note in notes(evaluation))
     return (
@@ -133,9 +155,9 @@ def headline(evaluation: Evaluation) -> str:
 def parts_table(evaluation: Evaluation) -> str:
     """One row a class or region with all its numbers and intervals."""
     result = evaluation.result
-    names = result.classes if isinstance(result, ClassificationResult) else result.regions
+    names = part_names(result)
     kinds = [kind for kind in captions.NAMES if f"{kind}/{names[0]}" in evaluation.metrics]
-    head = ["Class" if isinstance(result, ClassificationResult) else "Region", *_count_heads(result)]
+    head = [HEADS[result.task], *_count_heads(result)]
     head += [captions.NAMES[kind][0] + (f" ({_unit(result)})" if kind == "hd95" else "") for kind in kinds]
     rows = [
         [name, *_counts(result, index), *(_with_interval(f"{kind}/{name}", evaluation) for kind in kinds)]
@@ -145,8 +167,8 @@ def parts_table(evaluation: Evaluation) -> str:
 
 
 def _unit(result: TaskResult) -> str:
-    """Unit of distances: mm, voxels or pixels."""
-    if isinstance(result, ClassificationResult):
+    """Unit of distances: mm, voxels or pixels; none where nothing is measured."""
+    if not isinstance(result, SegmentationResult):
         return ""
     return "mm" if result.spacing_unit == "mm" else f"{result.spacing_unit}s"
 
@@ -154,13 +176,17 @@ def _unit(result: TaskResult) -> str:
 def _count_heads(result: TaskResult) -> list[str]:
     if isinstance(result, ClassificationResult):
         return ["Cases", "Called so"]
+    if isinstance(result, DetectionResult):
+        return ["True boxes", "Found boxes"]
     return ["In reference", "In prediction"] if f"volume/{result.regions[0]}" in result.rows[0] else []
 
 
 def _counts(result: TaskResult, index: int) -> list[str]:
-    """Cases of a class and predictions of it, or cases whose reference or prediction holds a region."""
+    """Cases of a class and predictions of it, cases whose reference or prediction holds a region, or boxes."""
     if isinstance(result, ClassificationResult):
         return [f"{(values == index).sum():,}" for values in (result.targets, result.predicted)]
+    if isinstance(result, DetectionResult):
+        return [f"{count:,}" for count in result.counts(index)]
     if not _count_heads(result):
         return []
     name = result.regions[index]
@@ -175,9 +201,11 @@ def _with_interval(metric: str, evaluation: Evaluation) -> str:
 
 def numbers(evaluation: Evaluation) -> str:
     """Section with the numbers and what they mean."""
-    segmentation = isinstance(evaluation.result, SegmentationResult)
-    reading = captions.SEGMENTATION if segmentation else captions.CLASSIFICATION
-    heading = "Each region" if segmentation else "Each class against the rest"
+    reading, heading = {
+        "classification": (captions.CLASSIFICATION, "Each class against the rest"),
+        "segmentation": (captions.SEGMENTATION, "Each region"),
+        "detection": (captions.DETECTION, "Each category"),
+    }[evaluation.result.task]
     return (
         f"<section><h2>Numbers</h2>{headline(evaluation)}<h3>{heading}</h3>{parts_table(evaluation)}"
         f"<p class='small muted'>{escape(reading)}</p></section>"
@@ -186,7 +214,7 @@ def numbers(evaluation: Evaluation) -> str:
 
 def figures(evaluation: Evaluation, drawn: Sequence[tuple[Path, Caption]]) -> str:
     """Section with the pictures of all cases."""
-    beside = isinstance(evaluation.result, ClassificationResult)
+    beside = not isinstance(evaluation.result, SegmentationResult)
     parts = [picture(path, caption, evaluation.title, beside=beside) for path, caption in drawn]
     return f"<section><h2>Pictures</h2>{''.join(parts)}</section>"
 
@@ -197,6 +225,8 @@ def cases(evaluation: Evaluation, drawn: Sequence[Path]) -> str:
         return ""
     if isinstance(evaluation.result, ClassificationResult):
         return _mistakes(evaluation.result)
+    if isinstance(evaluation.result, DetectionResult):
+        return _worst_boxes(evaluation.result, drawn)
     return _lowest(evaluation.result, drawn)
 
 
@@ -244,9 +274,26 @@ def _lowest(result: SegmentationResult, drawn: Sequence[Path]) -> str:
     return "".join(parts) + "</section>"
 
 
-def _case_figure(path: Path, text: str) -> str:
+def _worst_boxes(result: DetectionResult, drawn: Sequence[Path]) -> str:
+    rows = {row["case"]: row for row in result.table()}
+    shown = [
+        (row["case"], *(str(row[name]) for name in COUNTED), number_text(row["f1"], "f1"))
+        for row in sorted(rows.values(), key=lambda row: (row["f1"], row["case"]))[:LISTED]
+    ]
+    head = ("Case", "True boxes", "Found", "Hits", "Missed", "False", "F1")
+    parts = ["<section><h2>Cases with the lowest F1</h2>", table(head, shown, wrap=(0,))]
+    if drawn:
+        parts.append(f"<p class=small><b>How to read the pictures.</b> {escape(captions.WORST_BOXES.reading)}</p>")
+    for path, entry in zip(drawn, result.pictures, strict=True) if drawn else ():
+        row = rows[entry.case]
+        text = f"{entry.case}: {row['hits']} hits, {row['missed']} missed, {row['false_positives']} false"
+        parts.append(_case_figure(path, text, captions.WORST_BOXES))
+    return "".join(parts) + "</section>"
+
+
+def _case_figure(path: Path, text: str, caption: Caption = captions.WORST) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    alternative = escape(f"{captions.WORST.alternative}, {text}")
+    alternative = escape(f"{caption.alternative}, {text}")
     image = f'<img src="data:image/png;base64,{data}" alt="{alternative}">'
     return f"<figure>{image}<figcaption>{escape(text)}</figcaption></figure>"
 

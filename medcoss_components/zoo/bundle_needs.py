@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medcoss_components.data.boxes import check_labels, resolve_categories
 from medcoss_components.data.building import StorePlan
 from medcoss_components.data.case_building import CasePlan
 from medcoss_components.data.case_store import entry_for
 from medcoss_components.data.cases import case_settings, resolve_case_preparation
+from medcoss_components.data.detection import detection_layer
 from medcoss_components.data.labels import class_targets, resolve_classes
 from medcoss_components.data.manifest import SPLITS, Manifest
 from medcoss_components.data.masks import names_mask
@@ -20,7 +22,7 @@ from medcoss_components.data.store_sizes import StoreEstimate, estimate_cases, e
 from medcoss_components.data.task_splits import source_split
 from medcoss_components.zoo.bundle_stores import DATASETS, bundle_splits, resolved
 
-CASES, CLASSES = "segmentation_dataset", "classification_dataset"
+CASES, CLASSES, BOXES = "segmentation_dataset", "classification_dataset", "detection_dataset"
 _ARGUMENTS = ("modality", "input_shape", "preparation", "store_dir")
 
 
@@ -63,9 +65,11 @@ def bundle_needs(parser: Any, manifest: Manifest) -> list[StoreNeed]:
         key = DATASETS[split]
         target = str(parser.get(key)["_target_"]).rpartition(".")[2]
         values = {name: resolved(parser, f"{key}#{name}") for name in _ARGUMENTS if name in parser.get(key)}
-        source = source_split(manifest, split) if target in (CASES, CLASSES) else split
+        source = source_split(manifest, split) if target in (CASES, CLASSES, BOXES) else split
         if target == CLASSES:
             _check_labels(manifest, source, resolved(parser, f"{key}#classes"))
+        if target == BOXES:
+            _check_boxes(manifest, source, resolved(parser, f"{key}#categories"))
         if target == CASES:
             values["regions"] = resolve_regions(resolved(parser, f"{key}#regions"))
         if manifest.items(source) and source not in needs:
@@ -76,6 +80,12 @@ def bundle_needs(parser: Any, manifest: Manifest) -> list[StoreNeed]:
 def _check_labels(manifest: Manifest, split: str, classes: Any) -> None:
     items = manifest.items(split)
     class_targets([item.label for item in items], classes=resolve_classes(classes), ids=[item.id for item in items])
+
+
+def _check_boxes(manifest: Manifest, split: str, categories: Any) -> None:
+    items, names = manifest.items(split), resolve_categories(categories)
+    labels, ids = [item.label for item in items], [item.id for item in items]
+    check_labels(labels, ids=ids, where=f"manifest {manifest.name}, split {split}", categories=names)
 
 
 def manifest_needs(manifest: Manifest, store_dir: Path) -> list[StoreNeed]:
@@ -94,7 +104,8 @@ def _need(manifest: Manifest, split: str, target: str, values: Mapping[str, Any]
         settings = resolve_case_preparation(entry, case_settings(entry, manifest.preparation), given)
         plan = CasePlan(manifest=manifest, split=split, modality=entry, settings=settings, store_dir=folder)
         return StoreNeed(split, plan, plan.path.exists(), regions=values.get("regions", {}))
-    given = classification_layer(entry, manifest.preparation, given) if target == CLASSES else given
+    layer = {CLASSES: classification_layer, BOXES: detection_layer}.get(target)
+    given = layer(entry, manifest.preparation, given) if layer else given
     settings = resolve_preparation(entry, manifest.preparation, given)
     plan = StorePlan(
         manifest=manifest, split=split, modality=entry, settings=settings, vocabulary=None, store_dir=folder

@@ -13,7 +13,7 @@ from typing import Any
 
 from medcoss_components.files import read_json
 
-OVERLAYS = frozenset({"demo", "multi_gpu_train"})
+OVERLAYS = frozenset({"demo", "multi_gpu_train", "muscle_minus"})
 """Configs that are given behind train.json, never alone."""
 ABOUT_KEYS = ("purpose", "prerequisite", "command", "override")
 PART_KEYS = frozenset({"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"})

@@ -29,6 +29,9 @@ HUB_TASKS = {
     PRETRAINING: {1: "feature-extraction", 2: "image-feature-extraction", 3: "feature-extraction"},
     "classification": {1: "text-classification", 2: "image-classification", 3: "image-classification"},
     "segmentation": {2: "image-segmentation", 3: "image-segmentation"},
+    "detection": {2: "object-detection"},
+    "multitask": {2: "image-feature-extraction"},
+    "contrastive": {2: "image-feature-extraction"},
 }
 """Kind of run -> dimension of the input -> Hugging Face's name of the task."""
 HUB_TAGS = {PRETRAINING: ("self-supervised", "masked-modelling")}
@@ -76,6 +79,7 @@ def model_card(
         "outputs": f"{metadata['pred_classes']}.",
         "data": _data(options, metadata),
         "licence": _licence(options),
+        "references": " ".join(f"{text.rstrip('.')}." for text in metadata["references"]),
         "more_files": _more_files(run, with_buffer),
         "changelog": "\n".join(f"- {version}: {text}" for version, text in metadata["changelog"].items()),
     }

@@ -31,7 +31,7 @@ from medcoss_components.zoo.build import BundleSource, bundle_folders, read_sour
 from medcoss_components.zoo.inspection import bundle_problems
 from medcoss_components.zoo.model_card import LICENCE_FILE, LICENCE_OTHER, CardOptions, licence_text, model_card
 from medcoss_components.zoo.packed_configs import write_configs
-from medcoss_components.zoo.packed_run import Run, check_fits, read_run
+from medcoss_components.zoo.packed_run import BACKBONE_KINDS, Run, check_fits, read_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,7 @@ VENDORED_SUFFIXES = frozenset({".py", ".yaml", ".json", ".md", ".conf"})
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 FILE_MODE = 0o100644
 BLOCK = 1 << 20
+BACKBONE_PREFIX = "backbone."
 
 
 def pack_bundle(
@@ -133,6 +134,8 @@ def _write_models(folder: Path, run: Run) -> None:
     from medcoss_components.weights import read_weights, save_weights
 
     state = read_weights(run.folder / "model.pt")
+    if run.kind in BACKBONE_KINDS:  # projection or heads of the tasks stay behind
+        state = {name: value for name, value in state.items() if name.startswith(BACKBONE_PREFIX)}
     _check_weights(state, run, folder.parent / "configs" / "inference.json")
     ordered = {name: state[name] for name in sorted(state)}
     save_weights(folder / "model.pt", ordered)

@@ -172,7 +172,10 @@ def _input_sizes(entry: Modality, run: Run) -> dict[str, Any]:
     sizes: dict[str, Any] = {"num_channels": channels, "spatial_shape": spatial}
     if entry.dimension == 1:
         sizes["value_range"] = [0, run.sizes["vocabulary_size"] - 1]
-    if (intensity := run.settings.get("intensity")) and intensity.get("clip"):
+    intensity = run.settings.get("intensity") or {}
+    if "standardise" in intensity:
+        sizes["value_range"] = []
+    elif intensity.get("clip"):
         low, high = ((end - intensity.get("subtract", 0)) / intensity.get("divide", 1) for end in intensity["clip"])
         sizes["value_range"] = [round(low, 2), round(high, 2)]
     return sizes
@@ -183,8 +186,14 @@ def _output_sizes(declared: Mapping[str, Any], entry: Modality, run: Run) -> dic
     if declared.get("format") == "features":
         first = {"0": "first token" if entry.dimension == 1 else "class token"}
         return {"num_channels": tokens(entry, run), "spatial_shape": [run.sizes["width"]], "channel_def": first}
+    if declared.get("format") == "embedding":
+        return {"num_channels": run.sizes["width"]}
     if not (names := run.outputs):
         return {}
+    if run.kind == "detection":
+        from medcoss_components.networks.retinanet import anchor_count
+
+        return {"num_channels": anchor_count(entry.input_shape[1:]), "spatial_shape": [4 + len(names)]}
     spatial = list(entry.input_shape[1:]) if run.kind == "segmentation" else []
     channels = {str(index): name for index, name in enumerate(names)}
     return {"num_channels": len(names), "spatial_shape": spatial, "channel_def": channels}
@@ -201,6 +210,8 @@ def tokens(entry: Modality, run: Run) -> int:
 def _class_texts(run: Run, values: Mapping[str, Any]) -> dict[str, str]:
     """What metadata says about classes or regions, where the run's are not the bundle's own."""
     classes, regions, names = run.settings.get("classes"), run.settings.get("regions"), ", ".join(run.outputs)
+    if run.settings.get("categories") != values.get("categories"):
+        return {"label_classes": f"list of boxes, each [left, top, right, bottom] in pixels with its category: {names}"}
     if classes != values.get("classes"):
         numbered = ", ".join(f"{index} = {name}" for index, name in enumerate(run.outputs))
         return {

@@ -21,11 +21,26 @@ RECORDS = {
 """Record of a training -> the steps that a finished one has. stage.json: pre-training, run.json: fine-tuning."""
 NETWORK_SETTINGS = ("modality", "preset", "text_attention", "decoder_positions")
 """Settings of a stage that decide what network its weights belong to; keys at the top of the configs."""
+BOX_SETTINGS = ("head_width", "anchor_scale", "score_threshold", "nms_threshold", "boxes_per_image")
 TASK_SETTINGS = {
     "classification": ("modality", "preset", "text_attention", "input_shape", "classes", "preparation", "intensity"),
     "segmentation": ("modality", "preset", "feature_size", "input_shape", "regions", "preparation", "intensity"),
+    "detection": ("modality", "preset", "input_shape", "categories", "preparation", "intensity", *BOX_SETTINGS),
+    "multitask": ("modality", "preset", "input_shape", "intensity"),
+    "contrastive": ("modality", "preset", "input_shape", "intensity"),
 }
-"""The same for a fine-tuning by task, with what turns files into inputs."""
+"""The same for other trainings by what they train, with what turns files into inputs."""
+TEXT_SETTINGS = frozenset({"text_attention"})
+"""Settings that networks of images alone do not have."""
+KIND_KEYS = {
+    "classes": ("classification",),
+    "regions": ("segmentation",),
+    "categories": ("detection",),
+}
+"""Key of an inference config -> kinds of training that it is for; pre-training where it has none of them."""
+BACKBONE_KINDS = ("multitask", "contrastive")
+"""Kinds of training of which the backbone alone is published."""
+BACKBONE_TARGET = "medcoss_components.XrayEmbeddingModel"
 FOLLOWING_SIZES = frozenset({"grid_2d", "grid_3d", "channels_2d", "channels_3d"})
 """Sizes of a task's network that follow from its input shape."""
 
@@ -40,7 +55,7 @@ class Run:
         metrics: content of ``metrics.json``.
         overrides: sizes of the network that differ from its preset's, as keywords of its class.
         sizes: every size of the network.
-        kind: "pretraining", "classification" or "segmentation".
+        kind: "pretraining", or a key of :data:`TASK_SETTINGS`.
     """
 
     folder: Path
@@ -66,6 +81,8 @@ class Run:
 
         if self.kind == "classification":
             return class_names(self.settings["classes"])
+        if self.kind == "detection":
+            return tuple(self.settings["categories"])
         return tuple(region_values(self.settings["regions"])) if self.kind == "segmentation" else ()
 
     def entry(self) -> Modality:
@@ -87,7 +104,7 @@ def read_run(path: str | Path) -> Run:
     Raises:
         InputError: it is none of them, or what it records does not fit together.
     """
-    from medcoss_components.networks.presets import resolve_preset
+    from medcoss_components.networks.xray_backbones import backbone_sizes
 
     folder = _run_folder(Path(path))
     name = _record_name(folder)
@@ -95,7 +112,7 @@ def read_run(path: str | Path) -> Run:
     metrics = read_json(folder / "metrics.json")
     kind = PRETRAINING if name == "stage.json" else str(metrics.get("task"))
     _check_settings(folder / name, settings, kind)
-    preset = resolve_preset(settings["preset"])
+    preset = backbone_sizes(settings["preset"])
     sizes = {**asdict(preset), **(metrics.get("network") or {})}
     following = FOLLOWING_SIZES if kind in TASK_SETTINGS else frozenset()
     overrides = {
@@ -143,7 +160,9 @@ def _check_settings(record: Path, settings: Mapping[str, Any], kind: str) -> Non
     if kind != PRETRAINING and kind not in TASK_SETTINGS:
         tasks = ", ".join(TASK_SETTINGS)
         raise InputError(f"{record.parent / 'metrics.json'}: task must be one of {tasks}, found {kind!r}.")
-    if absent := [name for name in TASK_SETTINGS.get(kind, NETWORK_SETTINGS) if name not in settings]:
+    optional = TEXT_SETTINGS if kind in TASK_SETTINGS else frozenset()
+    needed = [name for name in TASK_SETTINGS.get(kind, NETWORK_SETTINGS) if name not in optional]
+    if absent := [name for name in needed if name not in settings]:
         raise InputError(f"{record}: settings lack {', '.join(absent)}. Train with the bundle's config.")
 
 
@@ -153,14 +172,17 @@ def check_fits(run: Run, *, name: str, config: Mapping[str, Any]) -> None:
     Args:
         run: the training.
         name: the bundle.
-        config: its inference config. One with the key ``classes`` or ``regions`` is a task's.
+        config: its inference config, whose keys tell what it is for, see :data:`KIND_KEYS`.
 
     Raises:
         InputError: another kind of training, or another modality; a chain's last stage may have any.
     """
-    wanted = "classification" if "classes" in config else "segmentation" if "regions" in config else PRETRAINING
-    if run.kind != wanted:
-        raise InputError(f"{run.folder}: its training was {run.kind}, while {name} is for {wanted}. Name its bundle.")
+    target = (config.get("network_def") or {}).get("_target_")
+    others = BACKBONE_KINDS if target == BACKBONE_TARGET else (PRETRAINING,)
+    wanted = next((kinds for key, kinds in KIND_KEYS.items() if key in config), others)
+    if run.kind not in wanted:
+        kinds = " or ".join(wanted)
+        raise InputError(f"{run.folder}: its training was {run.kind}, while {name} is for {kinds}. Name its bundle.")
     modality, trained = config.get("modality"), run.metrics["modality"]
     if (modality if isinstance(modality, str) else trained) != trained:
         raise InputError(

@@ -17,7 +17,8 @@ from medcoss_components.files import check_archive
 from medcoss_components.weights import read_weights
 from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, differences, quiet
 
-SMALL_PRESET = "demo"
+SMALL_PRESETS = {"resnet": "resnet_demo"}
+"""Beginning of a preset's name -> the small one of its kind; "demo" for all others."""
 SMALL_IDS = 999
 """Largest id given to a small network: its vocabulary is shorter than the declared one."""
 SMALL_LENGTH = 48
@@ -107,7 +108,7 @@ def network_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def small_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that make a config's network small: the demo preset, and a small input where its size can be set."""
-    settings: dict[str, Any] = {"preset": SMALL_PRESET} if "preset" in config else {}
+    settings: dict[str, Any] = {"preset": small_preset(config["preset"])} if "preset" in config else {}
     if config.get("input_shape"):
         channels, *spatial = config["input_shape"]
         small = SMALL_SPATIAL.get(len(spatial))
@@ -115,11 +116,25 @@ def small_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def small_preset(name: str) -> str:
+    """The smallest preset of the kind that ``name`` is of.
+
+    >>> small_preset("vit_base"), small_preset("resnet50")
+    ('demo', 'resnet_demo')
+    """
+    return next((small for start, small in SMALL_PRESETS.items() if name.startswith(start)), "demo")
+
+
+def exportable(network: nn.Module) -> nn.Module:
+    """What is exported and declared in the metadata: the network, or what it offers in its place (one tensor out)."""
+    return network.export_module().eval() if hasattr(network, "export_module") else network
+
+
 def small_network(subject: Subject) -> nn.Module:
     """The bundle's network, as small as its config allows, from a fixed seed."""
     config = subject.networks[subject.training]
     torch.manual_seed(0)
-    return build_network(config, **small_settings(config))
+    return exportable(build_network(config, **small_settings(config)))
 
 
 def check_network(subject: Subject) -> str:
@@ -134,7 +149,7 @@ def check_network(subject: Subject) -> str:
     (expected, *_) = declared(subject, "outputs")
     network = build_network(networks[first])
     with torch.no_grad():
-        output = network(*inputs)
+        output = exportable(network)(*inputs)
         expected.check(output)
         _compare_twin(subject, network)
     shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
@@ -145,7 +160,7 @@ def _compare_twin(subject: Subject, network: nn.Module) -> None:
     """The inference network gives the outputs of the training network, from the same weights."""
     twin = _twin(subject.networks["inference"], network)
     inputs = _small_inputs(subject, network, 1)
-    expected, found = network(*inputs), twin(*inputs)
+    expected, found = exportable(network)(*inputs), exportable(twin)(*inputs)
     if expected.shape != found.shape or not torch.equal(expected, found):
         raise CheckFailed(f"networks of {subject.training} and inference give different outputs from the same weights")
 

@@ -164,10 +164,13 @@ def test_wrong_arguments(tiny, tmp_path, change, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": "detection"}, "task must be one of .* got 'detection'"),
+        ({"task": "sorting"}, "task must be one of .* got 'sorting'"),
         ({"split_by": "site"}, "split_by must be one of .* got 'site'"),
         ({"duplicates": "refuse"}, "duplicates must be one of drop, keep, got 'refuse'"),
         ({"classes": []}, "a classification has classes"),
+        ({"categories": ["box"]}, "a detection has categories.* got task 'classification' with"),
+        ({"task": "detection"}, "got task 'detection' with classes .*, categories none"),
+        ({"task": "pretraining"}, "pre-training none of them; got task 'pretraining'"),
         ({"settings_help": {}}, r"same keys; differing: \['odd'\]"),
         ({"expected": {"train": {"items": 1}}}, r"expected knows .* got \['train'\]"),
         ({"modality": "sonar"}, "'sonar' is not registered"),

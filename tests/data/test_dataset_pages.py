@@ -62,8 +62,14 @@ def test_recipes_fit_their_bundles(name):
     bundle = yaml.safe_load((ROOT / "bundles" / recipe.bundle / "bundle.yaml").read_text(encoding="utf-8"))
     values = bundle["values"]
     assert values["modality"] == recipe.modality
-    assert name in (values.get("folder"), values.get("dataset"))
+    feeding = {other for other, entry in RECIPES.items() if entry.bundle == recipe.bundle}
+    assert feeding & {values.get("folder"), values.get("dataset")}  # its documents show one of its data sets
     assert list(recipe.classes) == values.get("classes", []) and recipe.regions == values.get("regions", {})
+    assert list(recipe.categories) == values.get("categories", [])
     copy = ROOT / "data_manifests" / "recipes" / f"{name}.yaml"
     shipped = ROOT / "medcoss_components" / "data" / "recipes" / f"{name}.yaml"
     assert copy.read_bytes() == shipped.read_bytes()
+
+
+def test_a_page_says_what_boxes_are_around():
+    assert "| task | detection, boxes of: tuberculosis |" in dataset_page(RECIPES["tbx11k"])

@@ -1,9 +1,12 @@
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from medcoss_components.data import modalities
@@ -114,6 +117,87 @@ def test_masks_move_with_dataset_dir(tmp_path, parquet_above):
     assert found.training[0].image == tmp_path / "data/images/a.png"
     write_manifest(found, path, dataset_dir=tmp_path / "data", parquet_above=parquet_above)
     assert read_manifest(path, dataset_dir=tmp_path / "data") == manifest
+
+
+BOXES = [{"box": [1, 2, 3.5, 4], "category": "nodule"}, {"category": "mass", "box": [0, 0, 9, 9]}]
+LABELLED = [
+    Item("t0", Path("a.png"), None, BOXES, "g0", "left hand"),
+    Item("t1", Path("b.png"), None, [], "g1"),
+    Item("t2", Path("c.png"), None, None, "g2", "c-spine"),
+]
+
+
+@pytest.mark.parametrize("parquet_above", [100, 1])
+def test_boxes_and_body_parts_round_trip(tmp_path, parquet_above):
+    manifest = make(tmp_path, training=LABELLED)
+    path = write_manifest(manifest, tmp_path / "films.json", parquet_above=parquet_above)
+    back = read_manifest(path)
+    assert [item.label for item in back.training] == [BOXES, [], None] and back.validation == manifest.validation
+    assert [item.body_part for item in back.training] == ["left hand", None, "c-spine"]
+    assert back.hash == manifest.hash
+    assert read_manifest(write_manifest(back, tmp_path / "again.json", parquet_above=1)).hash == manifest.hash
+
+
+def test_the_hash_counts_boxes_and_body_parts_but_not_how_numbers_are_written(tmp_path):
+    whole = [{"box": [1.0, 2.0, 3.5, 4.0], "category": "nodule"}, {"box": [0.0, 0, 9, 9], "category": "mass"}]
+    hashes = [
+        make(tmp_path, training=[Item("t0", Path("a.png"), None, label, "g0", part)]).hash
+        for label, part in ((BOXES, "hand"), (whole, "hand"), (BOXES[:1], "hand"), (BOXES, "foot"), (BOXES, None))
+    ]
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 4
+
+
+def test_hashes_and_lists_of_before_there_were_body_parts_stay(tmp_path):
+    manifest = make(tmp_path, preparation={})
+    header = ["films", "1", "xray", "a.u.", {}]
+    digest, listed = hashlib.sha256(json.dumps(header, sort_keys=True).encode()), hashlib.sha256()
+    rows = [["training", f"t{n}", f"images/t{n}.png", None, n % 2, f"g{n}"] for n in range(3)]
+    columns = ["split", "id", "image", "text", "label", "group"]
+    for row in [*rows, ["validation", "v0", "images/v0.png", None, None, "h0"]]:
+        digest.update(json.dumps(row).encode() + b"\n")
+        listed.update(json.dumps(dict(zip(columns, row, strict=True))).encode())
+    assert manifest.hash == digest.hexdigest()
+    path = write_manifest(manifest, tmp_path / "films.json", parquet_above=1)
+    table = pyarrow.parquet.read_table(tmp_path / f"films.items-{listed.hexdigest()[:12]}.parquet")
+    assert sorted(table.column_names) == sorted(columns)
+    assert read_manifest(path).training == manifest.training
+
+
+@pytest.mark.parametrize("part", ["", "Left Hand", "hand ", "Mr Secret, 53", 7, "a\nb"])
+def test_body_parts_are_words(tmp_path, part):
+    with pytest.raises(InputError, match=r"training\[0\] \(t0\): body_part must be lower-case words") as told:
+        make(tmp_path, training=[Item("t0", Path("a.png"), None, None, "g0", part)])
+    assert "Secret" not in str(told.value)
+
+
+def test_body_parts_of_long_lists_are_checked(tmp_path):
+    items = [Item(f"t{n}", Path("a.png"), None, None, "g", "hand") for n in range(3)]
+    path = write_manifest(make(tmp_path, training=items, validation=[]), tmp_path / "films.json", parquet_above=1)
+    lists = next(tmp_path.glob("*.parquet"))
+    table = pyarrow.parquet.read_table(lists)
+    for parts in (["hand", None, "Secret Name"], [None, None, 7]):
+        column = pyarrow.array(parts)
+        pyarrow.parquet.write_table(table.set_column(table.column_names.index("body_part"), "body_part", column), lists)
+        with pytest.raises(InputError, match=r"training\[2\] \(t2\): body_part must be lower-case words"):
+            read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        [{"box": [1, 2, 3], "category": "a"}],
+        [{"box": [1, 2, 3, "4"], "category": "a"}],
+        [{"box": [1, 2, 3, 4]}],
+        [{"box": [1, 2, 3, 4], "category": ""}],
+        [{"box": [1, 2, 3, 4], "category": "a", "note": "Mr Secret"}],
+    ],
+)
+def test_malformed_boxes_break_the_schema(tmp_path, label):
+    path = write_manifest(make(tmp_path, count=0, validation=[]), tmp_path / "films.json")
+    content = {"training": [{"id": "t0", "image": "a.png", "group": "g", "label": label}], "counts": {"training": 1}}
+    with pytest.raises(InputError, match=r"\$\.training\[0\]\.label\[0\].*of manifest.schema.json") as told:
+        read_manifest(edit(path, **content))
+    assert "Secret" not in str(told.value)
 
 
 def test_class_names_are_no_paths(tmp_path):

@@ -128,6 +128,19 @@ class TestImages:
 
 
 class TestTable:
+    def test_body_parts(self, films):
+        lines = (films / "labels.csv").read_text().splitlines()
+        parts = [("Chest", "left hand", "")[number % 3] for number in range(20)]
+        table = [f"{line},{part}" for line, part in zip(lines, ["body_part", *parts], strict=True)]
+        (films / "labels.csv").write_text("\n".join(table))
+        built = build_manifest(images(films, split=(60, 20, 20)), films / "manifest.json")
+        found = Counter(item.body_part for split in built.manifest.counts for item in built.manifest.items(split))
+        assert found == {"chest": 7, "left hand": 7, None: 6}
+        (films / "labels.csv").write_text("\n".join([*table[:3], f"{lines[3]},Dr. {SECRET}"]))
+        with pytest.raises(InputError, match="labels.csv: line 4: body_part must be words") as told:
+            build_manifest(images(films), films / "manifest.json")
+        assert SECRET not in str(told.value)
+
     def test_files_by_name_without_folder_or_suffix(self, films):
         table = (films / "labels.csv").read_text().replace("a/", "").replace(".png", "").replace("b/", "")
         (films / "labels.csv").write_text(table)

@@ -45,6 +45,40 @@ def test_a_manifest_in_order_gives_label_counts_only(tmp_path, films):
     ]
 
 
+def boxed(number, *boxes):
+    label = [{"box": list(box), "category": category} for category, *box in boxes]
+    return Item(f"i{number}", Path(f"{number}.png"), None, label, f"g{number}", "hand" if number else None)
+
+
+def test_boxes_and_body_parts_are_counted(tmp_path, films):
+    items = [boxed(0, ("mass", 0, 0, 32, 24), ("mass", 1, 1, 2, 2)), boxed(1, ("nodule", 1, 1, 5, 5)), boxed(2)]
+    problems = check_manifest(make(tmp_path, items[:2], items[2:]))
+    assert [str(problem) for problem in problems] == [
+        "info: label-counts: training: mass: 2, nodule: 1",
+        "info: body-part-counts: training: hand: 1",
+        "info: body-part-counts: validation: hand: 1",
+    ]
+
+
+def test_bad_boxes_are_errors(tmp_path, films):
+    items = [boxed(0, ("mass", 0, 0, 40, 24)), boxed(1, ("mass", 5, 1, 2, 2)), boxed(2, ("mass", 0, 0, 1, 1))]
+    problems = check_manifest(make(tmp_path, items))
+    assert [str(problem) for problem in problems[:2]] == [
+        "error: bad-box: training item i1: box 0 [5, 1, 2, 2]: left must be below right and top below bottom. Correct "
+        "it or leave the item out.",
+        "error: bad-box: training item i0: box 0 [0, 0, 40, 24]: outside the picture of 32 x 24 pixels. Correct it or "
+        "leave the item out.",
+    ]
+    assert rules(check_manifest(make(tmp_path, items), open_files=False), "error") == ["bad-box"]
+
+
+def test_lists_of_classes_are_counted_one_by_one(tmp_path, films):
+    items = [Item("i0", Path("0.png"), None, ["a", "b"], "g0"), Item("i1", Path("1.png"), None, ["c", "b"], "g1")]
+    problems = [str(problem) for problem in check_manifest(make(tmp_path, items[:1], items[1:]), open_files=False)]
+    assert "info: label-counts: training: a: 1, b: 1" in problems
+    assert "warning: label-unknown: validation: labels that no training item has: c. Check the split." in problems
+
+
 def test_a_path_is_checked_like_a_manifest(tmp_path, films):
     path = write_manifest(make(tmp_path, films), tmp_path / "films.json")
     assert rules(check_manifest(path)) == ["label-counts"]

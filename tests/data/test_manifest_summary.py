@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from medcoss_components.data.manifest import Manifest
+from medcoss_components.data.manifest import Item, Manifest
 from medcoss_components.data.manifest_building import OwnData, build_manifest
-from medcoss_components.data.manifest_summary import describe, group_sizes
+from medcoss_components.data.manifest_summary import describe, group_sizes, summary
 from medcoss_components.data.writers import write_nifti, write_picture
 from medcoss_components.errors import InputError
 from medcoss_components.tracking.contact_sheet import choose_items, load_picture, manifest_sheet, sheet_lines
@@ -45,6 +46,42 @@ def films(tmp_path):
     write_table(tmp_path / "labels.csv", rows)
     given = {"kind": "images", "modality": "xray", "labels": tmp_path / "labels.csv", "split": (60, 20, 20)}
     return build_manifest(OwnData(root=tmp_path, name="films", **given), tmp_path / "films.json").manifest
+
+
+class TestBoxesAndBodyParts:
+    @pytest.fixture
+    def hands(self, tmp_path):
+        box = {"box": [0, 0, 2, 2], "category": "mass"}
+        lists = {
+            "training": [
+                Item("a", Path("a.png"), None, [box, box, box | {"category": "cyst"}], "g", "hand"),
+                Item("b", Path("b.png"), None, [], "g", "foot"),
+            ],
+            "testing": [Item("c", Path("c.png"), None, [box], "h")],
+        }
+        texts = {"name": "hands", "version": "1", "licence": "none", "source": "a test"}
+        return Manifest(modality="xray", root=tmp_path, **texts, **lists)
+
+    def test_counts(self, hands):
+        content = summary(hands)
+        assert content["labels"] == {
+            "cyst": {"training": [1, 1], "validation": [0, 0], "testing": [0, 0]},
+            "mass": {"training": [1, 1], "validation": [0, 0], "testing": [1, 1]},
+            "(empty)": {"training": [1, 1], "validation": [0, 0], "testing": [0, 0]},
+        }
+        assert content["boxes"] == {
+            "cyst": {"training": 1, "validation": 0, "testing": 0},
+            "mass": {"training": 2, "validation": 0, "testing": 1},
+        }
+        assert list(content["body_parts"]) == ["foot", "hand", "(not recorded)"]
+        assert content["body_parts"]["(not recorded)"]["testing"] == [1, 1]
+
+    def test_lines(self, hands):
+        lines = [" ".join(line.split()) for line in describe(hands).splitlines()]
+        assert "boxes of mass 2 - 1" in lines and "body part hand 1 (1) - -" in lines
+
+    def test_other_manifests_have_neither(self, films):
+        assert set(summary(films)) == {"items", "groups", "labels"}
 
 
 class TestSummaryAndSheet:

@@ -38,7 +38,7 @@ from medcoss_components.files import read_json
 
 CACHE = Path(os.environ.get("MEDCOSS_SAMPLE_CACHE", "/nonexistent"))
 TASKS = (
-    *("ct_body_region", "ct_liver", "drr_lungs", "mri_tissue"),
+    *("ct_body_region", "ct_liver", "drr_body_regions", "drr_lungs", "drr_organs", "mri_tissue"),
     *("pathology_nuclei", "pathology_tissue", "pubmed_sections", "xray_body_part"),
 )
 ARTICLE = """<PubmedArticle><MedlineCitation><PMID>{pmid}</PMID><Article><Language>eng</Language><Abstract>
@@ -280,9 +280,12 @@ class TestRecipes:
             for member in (m for package in recipe.packages for m in package.members):
                 assert pins.setdefault(member.path, member) == member
 
-    @pytest.mark.parametrize("name", [name for name in TASKS if name.startswith(("xray", "pathology"))])
+    @pytest.mark.parametrize(
+        "name", ["drr_body_regions", *(name for name in TASKS if name.startswith(("xray", "pathology")))]
+    )
     def test_no_pixel_is_in_two_areas(self, name):
-        for picture in shipped_tasks()[name].settings["pictures"]:
+        settings = shipped_tasks()[name].settings
+        for picture in settings.get("acquired", settings)["pictures"]:
             assert {area["split"] for area in picture["areas"]} == set(SPLITS)
             for one, other in combinations([area["box"] for area in picture["areas"]], 2):
                 assert one[1] <= other[0] or other[1] <= one[0] or one[3] <= other[2] or other[3] <= one[2]
@@ -292,18 +295,30 @@ class TestRecipes:
         blocks = sorted(block["slices"] for block in shipped_tasks()[name].settings["blocks"])
         assert all(first[1] <= second[0] for first, second in zip(blocks, blocks[1:], strict=False))
 
-    def test_sectors_are_ten_degrees_apart(self):
-        sectors = shipped_tasks()["drr_lungs"].settings["sectors"]
-        covered = {split: {turn % 180 for turn in range(first, last + 1)} for split, (first, last) in sectors.items()}
+    @pytest.mark.parametrize("name", ["drr_body_regions", "drr_lungs", "drr_organs"])
+    def test_sectors_are_ten_degrees_apart(self, name):
+        settings = shipped_tasks()[name].settings
+        covered = {split: set() for split in SPLITS}
+        for split, given in settings.get("drr", settings)["sectors"].items():
+            for first, last in given if isinstance(given[0], list) else [given]:
+                covered[split] |= {turn % 180 for turn in range(first, last + 1)}
+        assert all(covered.values())
         for one, other in combinations(covered.values(), 2):
             assert min(min((a - b) % 180, (b - a) % 180) for a in one for b in other) >= 10
 
     @pytest.mark.parametrize(
         "changes",
-        [{"task": "detection"}, {"classes": ()}, {"regions": {"lungs": [1]}}, {"task": "segmentation"}],
+        [
+            {"task": "detection"},
+            {"classes": ()},
+            {"regions": {"lungs": [1]}},
+            {"task": "segmentation"},
+            {"categories": ("heart",)},
+            {"task": "sorting"},
+        ],
     )
     def test_labels_that_do_not_fit_the_task(self, changes):
-        with pytest.raises(InputError, match=f"task {changes.get('task', 'classification')!r}"):
+        with pytest.raises(InputError, match=f"(task|got) {changes.get('task', 'classification')!r}"):
             replace(shipped_tasks()["xray_body_part"], **changes)
 
     def test_unknown_key(self, tmp_path):

@@ -43,6 +43,21 @@ class TestIntensity:
         assert inputs.shape == (5, 3, 8, 12)
         torch.testing.assert_close(inputs, to_model_input(XRAY, pictures))
 
+    def test_standardised_images(self, pictures):
+        inputs = TaskTransform(modality=XRAY, intensity={"standardise": "image"}).evaluation(pictures, "cpu")
+        values = pictures[1].numpy().astype(np.float64)
+        expected = (values - values.mean()) / (values.std() + 1e-6)
+        assert inputs.shape == (5, 3, 8, 12) and inputs.dtype == torch.float32
+        torch.testing.assert_close(inputs[1], torch.from_numpy(expected).float().expand(3, 8, 12))
+
+    def test_clipped_before_it_is_standardised(self, pictures):
+        spoilt = pictures.clone().clamp(max=200)
+        spoilt[:, :, 0, 0], limited = 255, spoilt.clone()
+        limited[:, :, 0, 0] = 200
+        intensity = {"clip": [0, 200], "standardise": "image"}
+        transform = TaskTransform(modality=XRAY, intensity=intensity)
+        assert torch.equal(transform.evaluation(spoilt, "cpu"), transform.evaluation(limited, "cpu"))
+
     def test_text(self):
         transform = TaskTransform(modality="report", input_shape=(14,))
         ids = torch.arange(28, dtype=torch.int32).reshape(2, 14)
@@ -63,10 +78,13 @@ class TestIntensity:
     @pytest.mark.parametrize(
         ("intensity", "message"),
         [
-            ({"scale": 3}, "'scale' is no key; known: clip, subtract, divide"),
+            ({"scale": 3}, "'scale' is no key; known: clip, subtract, divide, standardise"),
             ({"clip": [5, 5]}, r"got \[5, 5\]"),
             ({"clip": [5]}, r"got \[5\]"),
             ({"divide": 0}, "got 0"),
+            ({"standardise": "batch"}, "standardise must be 'image', got 'batch'"),
+            ({"standardise": None}, "standardise must be 'image', got None"),
+            ({"standardise": "image", "divide": 2}, "standardise sets mean and scale itself, divide=2"),
         ],
     )
     def test_wrong_settings(self, intensity, message):
@@ -140,6 +158,11 @@ class TestAugmentation:
         transform = TaskTransform(modality=XRAY, intensity=normalised)
         inputs, _ = transform.training(batch_of(pictures, torch.zeros(5)), "cpu")
         assert inputs.min() >= -1 and inputs.max() <= 1
+
+    def test_standardised_images_have_no_limits(self, pictures):
+        transform = TaskTransform(modality=XRAY, intensity={"standardise": "image"})
+        inputs, _ = transform.training(batch_of(pictures, torch.zeros(5)), "cpu")
+        assert inputs.min() < -1 and inputs.max() > 1
 
     @pytest.mark.parametrize("augmentation", ["mirror", "resized_crop_flip"])
     def test_ranks_apply_their_rows_of_one_draw(self, pictures, augmentation):

@@ -11,6 +11,7 @@ from medcoss_components.data.transforms import (
     Mirror,
     apply_augmentation,
     draw_augmentation,
+    standardise_images,
     to_model_input,
 )
 from medcoss_components.errors import InputError
@@ -70,6 +71,31 @@ class TestToModelInput:
     def test_another_shape_is_refused(self):
         with pytest.raises(InputError, match=r"xray are stored as \(1, 20, 30\), got \(1, 30, 20\)"):
             to_model_input(WIDE, torch.zeros(2, 1, 30, 20, dtype=torch.uint8))
+
+
+class TestStandardise:
+    def test_by_hand(self):
+        """0, 2, 4, 6 have mean 3 and standard deviation sqrt(5)."""
+        images = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(1, 1, 2, 2)
+        expected = torch.tensor([-3.0, -1.0, 1.0, 3.0]) / (5**0.5 + 1e-6)
+        assert torch.allclose(standardise_images(images).flatten(), expected)
+
+    def test_every_image_by_itself_whatever_its_scale(self):
+        images = torch.rand(4, 3, 6, 8, generator=generator())
+        scaled = images * torch.tensor([1.0, 255.0, 7.0, 0.1]).view(4, 1, 1, 1) + 5
+        torch.testing.assert_close(standardise_images(scaled), standardise_images(images), atol=1e-3, rtol=1e-3)
+        outputs = standardise_images(images)
+        torch.testing.assert_close(outputs.mean(dim=(1, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(outputs.std(dim=(1, 2, 3), correction=0), torch.ones(4), atol=1e-4, rtol=0)
+        assert torch.equal(outputs[1:2], standardise_images(images[1:2]))
+
+    def test_images_of_one_value_become_zero(self):
+        images = torch.stack([torch.full((1, 33, 35), 0.1), torch.rand(1, 33, 35, generator=generator())])
+        outputs = standardise_images(images)
+        assert not outputs[0].any() and outputs[1].any() and outputs.isfinite().all()
+
+    def test_half_precision_is_standardised_in_single(self):
+        assert standardise_images(torch.rand(2, 1, 4, 4).to(torch.bfloat16)).dtype == torch.float32
 
 
 class TestDraw:

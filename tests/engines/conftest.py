@@ -130,3 +130,23 @@ def make_task(task_manifests, store_dir, vocabulary, tiny_sizes, monkeypatch):
         )
 
     return build
+
+
+@pytest.fixture(scope="session")
+def multitask_tasks(tmp_path_factory) -> dict[str, dict]:
+    """Three tiny X-ray tasks with their manifests, see ``multitask_parts.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        from multitask_parts import write_manifests
+    return write_manifests(tmp_path_factory.mktemp("multitask"))
+
+
+@pytest.fixture
+def multitask(multitask_tasks, store_dir, tmp_path):
+    """``multitask(tasks=..., **options)``: trainer and evaluators over three tiny X-ray tasks."""
+    from multitask_parts import build_parts
+
+    def build(*, tasks=multitask_tasks, output_dir=tmp_path / "run", **options):
+        return build_parts(tasks=tasks, store_dir=store_dir, output_dir=output_dir, **options)
+
+    return build

@@ -78,7 +78,27 @@ class TestByHand:
     def test_without_distances(self):
         mask = box((4, 6), (1, 3), (1, 5))[None]
         found = case_metrics(mask, mask, regions=["r"], spacing=None, distances=False)
-        assert found == {"dice/r": 1.0, "volume/r": 8.0, "reference_volume/r": 8.0}
+        assert found == {
+            "dice/r": 1.0,
+            "iou/r": 1.0,
+            "background_iou": 1.0,
+            "volume/r": 8.0,
+            "reference_volume/r": 8.0,
+        }
+
+    def test_intersection_over_union(self):
+        # 12 of 16 + 16 pixels are shared, so 12 of 20; the background is 99 - 20 of 99 - 12.
+        target, prediction = box((9, 11), (2, 6), (3, 7)), box((9, 11), (2, 6), (4, 8))
+        found = case_metrics(prediction[None], target[None], regions=["lung"], spacing=None, distances=False)
+        assert found["iou/lung"] == pytest.approx(12 / 20)
+        assert found["background_iou"] == pytest.approx(79 / 87)
+        columns = score_columns([found], ["lung"])
+        assert list(columns)[:4] == ["dice", "dice/lung", "iou", "iou/lung"]
+        assert columns["miou"][0] == pytest.approx((12 / 20 + 79 / 87) / 2)
+
+    def test_no_background(self):
+        full = np.ones((1, 3, 4), dtype=bool)
+        assert case_metrics(full, full, regions=["r"], spacing=None, distances=False)["background_iou"] == 1.0
 
 
 class TestEmpty:

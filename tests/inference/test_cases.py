@@ -78,8 +78,8 @@ def test_a_series_among_others(tmp_path, find, series, ball):
 def test_wrong_arguments(tmp_path, find):
     write_picture(tmp_path / "a.png", GREY)
     (tmp_path / "a.csv").write_text("text\nwords\n")
-    with pytest.raises(InputError, match="kind='detection'"):
-        find(tmp_path, "xray", kind="detection")
+    with pytest.raises(InputError, match="kind='boxes'"):
+        find(tmp_path, "xray", kind="boxes")
     with pytest.raises(InputError, match="got None .--input PATH"):
         find(None, "xray")
     with pytest.raises(InputError, match="report is text and needs one"):

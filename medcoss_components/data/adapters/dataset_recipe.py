@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.data.adapters.findings import DatasetSource, Findings
-from medcoss_components.data.adapters.recipe import adapter_module, read_recipe_content, recipe_files
+from medcoss_components.data.adapters.recipe import (
+    adapter_module,
+    read_recipe_content,
+    recipe_files,
+    require_labels_of_task,
+    without_empty_categories,
+)
 from medcoss_components.data.copies import DUPLICATES
 from medcoss_components.data.manifest import SPLITS
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_json
 
-TASKS = ("pretraining", "classification", "segmentation")
+TASKS = ("pretraining", "classification", "segmentation", "detection")
 SPLIT_BY = ("published", "patients", "as_published")
 """Ways to split: the publisher's lists, each patient in one of them; anew by patient; the lists as they are."""
 ALL = "all"
@@ -32,7 +38,7 @@ class DatasetRecipe:
         version: of our reading of the data set.
         task: one of :data:`TASKS`.
         bundle: bundle that the data set feeds.
-        classes, regions: of a classification or a segmentation, as in that bundle.
+        classes, regions, categories: of a classification, a segmentation or a detection, as in that bundle.
         source, access, licence, citation, attribution: where it is, how one gets it, its terms.
         intensity_unit: "HU", "a.u.", "8-bit sRGB" or "text".
         layout: tree of files as the publisher ships it.
@@ -70,6 +76,7 @@ class DatasetRecipe:
     adapter: str
     classes: tuple[str, ...] = ()
     regions: dict[str, Any] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
     split_by: str = "published"
     shares: tuple[float, float, float] = (80, 0, 20)
     duplicates: str = "drop"
@@ -82,6 +89,7 @@ class DatasetRecipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "categories", tuple(self.categories))
         object.__setattr__(self, "shares", tuple(self.shares))
         get_modality(self.modality)
         _check_choices(self)
@@ -105,7 +113,7 @@ class DatasetRecipe:
     @property
     def hash(self) -> str:
         """SHA-256 of the whole recipe; the adapter's code is not part of it: change ``version`` when that changes."""
-        return sha256_json(asdict(self))
+        return sha256_json(without_empty_categories(asdict(self)))
 
     def load_adapter(self) -> Callable[[DatasetSource], Findings]:
         """The function ``find(source)`` of the module that ``adapter`` names.
@@ -121,12 +129,7 @@ def _check_choices(recipe: DatasetRecipe) -> None:
     for key, choices in allowed.items():
         if (value := getattr(recipe, key)) not in choices:
             raise InputError(f"recipe {recipe.name}: {key} must be one of {', '.join(choices)}, got {value!r}.")
-    kinds = {"pretraining": (False, False), "classification": (True, False), "segmentation": (False, True)}
-    if kinds[recipe.task] != (bool(recipe.classes), bool(recipe.regions)):
-        raise InputError(
-            f"recipe {recipe.name}: a classification has classes, a segmentation has regions, pre-training neither; "
-            f"got task {recipe.task!r} with classes {list(recipe.classes)} and regions {recipe.regions}."
-        )
+    require_labels_of_task(recipe)
 
 
 def _check_keys(recipe: DatasetRecipe) -> None:
@@ -157,7 +160,7 @@ def dataset_recipe(name: str) -> DatasetRecipe:
     Raises:
         InputError: no such recipe; the known names are listed.
     """
-    recipes = shipped_datasets()
-    if (key := name.replace("-", "_").lower()) not in recipes:
-        raise InputError(f"dataset: there is no recipe {name!r}; there are {', '.join(recipes)}.")
-    return recipes[key]
+    paths = {path.stem: path for path in recipe_files(sample=False)}  # one is read: all of them take a second
+    if (key := name.replace("-", "_").lower()) not in paths:
+        raise InputError(f"dataset: there is no recipe {name!r}; there are {', '.join(paths)}.")
+    return read_dataset_recipe(paths[key])

@@ -38,11 +38,13 @@ class Found:
         path: file or folder of a series; None for a text.
         text: the text; None for images.
         patient: identifier as the source has it, not hashed; "" when unknown.
-        label: class; of a mask its path, as a ``Path``, or as a text relative to the manifest's folder.
+        label: class; list of boxes (``boxes.py``); of a mask its path, as a ``Path``, or as a text relative to the
+            manifest's folder.
         split: split that the source fixed (training, validation, testing), or "".
         size: pixels or voxels along the file's axes, as the header says.
         files: files that make it up; the file itself by default.
         content: digest known without reading the pixels, or "".
+        body_part: what is shown, in lower-case words such as "chest"; "" when unknown.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Found:
     size: tuple[int, ...] = ()
     files: tuple[Path, ...] = field(default=(), repr=False)
     content: str = ""
+    body_part: str = ""
 
 
 @dataclass(frozen=True)

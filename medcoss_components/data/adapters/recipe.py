@@ -141,26 +141,31 @@ class TaskRecipe(Recipe):
     """How one labelled task of the sample is made.
 
     Args:
-        task: "classification" or "segmentation".
+        task: "classification", "segmentation" or "detection".
         classes: class names in order, for a classification.
         regions: region -> its values in the mask files, or "any" for every value but 0; for a segmentation.
+        categories: names of what boxes are drawn around, in order; for a detection.
 
     Raises:
-        InputError: another task, or classes and regions that do not fit it.
+        InputError: another task, or classes, regions and categories that do not fit it.
     """
 
     task: str
     classes: tuple[str, ...] = ()
     regions: dict[str, Any] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        kinds = {"classification": (True, False), "segmentation": (False, True)}
-        if kinds.get(self.task) != (bool(self.classes), bool(self.regions)):
-            raise InputError(
-                f"recipe {self.name}: a classification has classes, a segmentation has regions; got task {self.task!r} "
-                f"with classes {list(self.classes)} and regions {self.regions}."
-            )
+        object.__setattr__(self, "categories", tuple(self.categories))
+        if LABELS_OF_TASK.get(self.task) is None:
+            raise InputError(f"recipe {self.name}: task must be one of {', '.join(LABELS_OF_TASK)}, got {self.task!r}.")
+        require_labels_of_task(self)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 as of :class:`Recipe`; without categories it is that of before there were any."""
+        return sha256_json(without_empty_categories(asdict(self)))
 
     @property
     def folder(self) -> str:
@@ -168,16 +173,49 @@ class TaskRecipe(Recipe):
         return f"{TASKS}/{self.name}"
 
     def check_labels(self, items: Conversion) -> None:
-        """Require that every split of a classification has every class and no other label.
+        """Require that every split has every class (or boxes of every category) and no other one.
 
         Raises:
             InputError: a split with other labels; both sets are shown.
         """
-        for split, entries in items.items() if self.task == "classification" else ():
-            if (found := {item.label for item in entries}) != set(self.classes):
+        if self.task == "segmentation":
+            return
+        kind, wanted = ("classes", self.classes) if self.task == "classification" else ("categories", self.categories)
+        for split, entries in items.items():
+            if (found := {name for item in entries for name in _names(item.label)}) != set(wanted):
                 raise InputError(
-                    f"recipe {self.name}: {split} must have the classes {sorted(self.classes)}, got {sorted(found)}."
+                    f"recipe {self.name}: {split} must have the {kind} {sorted(wanted)}, got {sorted(found)}."
                 )
+
+
+def _names(label: Any) -> list[str]:
+    """The class of a label, or the categories of its boxes."""
+    return [entry["category"] for entry in label] if isinstance(label, list) else [label]
+
+
+LABELS_OF_TASK = {"classification": "classes", "segmentation": "regions", "detection": "categories"}
+"""Task -> the field of a recipe that names its labels."""
+
+
+def require_labels_of_task(recipe: Any) -> None:
+    """Require that a recipe has the field of its task in :data:`LABELS_OF_TASK` and none of the others.
+
+    Raises:
+        InputError: it does not; all are shown.
+    """
+    fields = LABELS_OF_TASK.values()
+    wanted = [name for task, name in LABELS_OF_TASK.items() if task == recipe.task]
+    if [name for name in fields if getattr(recipe, name)] != wanted:
+        got = ", ".join(f"{name} {getattr(recipe, name) or 'none'}" for name in fields)
+        raise InputError(
+            f"recipe {recipe.name}: a classification has classes, a segmentation has regions, a detection has "
+            f"categories, pre-training none of them; got task {recipe.task!r} with {got}."
+        )
+
+
+def without_empty_categories(content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe as it counts in hashes: they are those of before where it has no categories."""
+    return content if content.get("categories") else {key: content[key] for key in content if key != "categories"}
 
 
 def read_recipe(path: str | Path) -> Recipe:

@@ -46,7 +46,7 @@ def convert(*, sources: Mapping[str, Path], folder: Path, settings: Mapping[str,
     items: Conversion = {split: [] for split in SPLITS}
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    views = _views_by_split(settings)
+    views = views_by_split(turns=settings["turns"], leans=settings["leans"], sectors=settings["sectors"])
     projected = project_together(solids, [view for _, view in views], voxel=settings["voxel"])
     bar = progress(projected, description="sample: DRRs with lungs", total=len(views), unit="view")
     for (split, view), (line, path) in zip(views, bar, strict=True):
@@ -68,10 +68,27 @@ def _solids(sources: Mapping[str, Path], settings: Mapping[str, Any]) -> list[to
     return [torch.from_numpy(solid) for solid in solids]
 
 
-def _views_by_split(settings: Mapping[str, Any]) -> list[tuple[str, View]]:
-    views = view_grid(turns=settings["turns"], leans=settings["leans"])
-    found = [(split_of_turn(view.turn, settings["sectors"]), view) for view in views]
-    return [(split, view) for split, view in found if split is not None]
+def views_by_split(
+    *, turns: int, leans: Sequence[float], sectors: Mapping[str, Sequence[Any]]
+) -> list[tuple[str, View]]:
+    """The views of :func:`.drr.view_grid` that lie in a sector, with its split.
+
+    Args:
+        turns, leans: of the grid.
+        sectors: split -> [first, last] degrees, or a list of such pairs.
+
+    >>> pairs = views_by_split(turns=4, leans=[0], sectors={"training": [[-1, 1], [60, 100]]})
+    >>> [(split, view.turn) for split, view in pairs]
+    [('training', 0.0), ('training', 90.0), ('training', 180.0), ('training', 270.0)]
+    """
+    pairs = [(split, given if isinstance(given[0], Sequence) else [given]) for split, given in sectors.items()]
+    single = [(split, sector) for split, sectors_of in pairs for sector in sectors_of]
+    found = []
+    for view in view_grid(turns=turns, leans=leans):
+        split = next((split for split, sector in single if split_of_turn(view.turn, {split: sector})), None)
+        if split is not None:
+            found.append((split, view))
+    return found
 
 
 def project_together(
@@ -91,7 +108,18 @@ def project_together(
     for view in views:
         if view.lean != lean:
             lean, leant = view.lean, [_square(_lean(solid, view.lean)) for solid in solids]
-        yield tuple(_project_leant(solid, view.turn, voxel, SOURCE_DISTANCE).numpy() for solid in leant)
+        yield tuple(_project_filled(solid, view.turn, voxel).numpy() for solid in leant)
+
+
+def _project_filled(leant: torch.Tensor, turn: float, voxel: float) -> torch.Tensor:
+    """As :func:`.drr._project_leant`, without work on empty slices: an organ fills few of them."""
+    filled = torch.nonzero(leant.flatten(1).any(dim=1)).flatten().tolist()
+    depth, _, width = leant.shape
+    line = leant.new_zeros(depth, width)
+    if filled:
+        first, end = filled[0], filled[-1] + 1
+        line[depth - end : depth - first] = _project_leant(leant[first:end], turn, voxel, SOURCE_DISTANCE)
+    return line
 
 
 def split_of_turn(turn: float, sectors: Mapping[str, Sequence[float]]) -> str | None:

@@ -1,0 +1,238 @@
+"""Step 1 of MUSCLE as a run: train, evaluate, embed, write artefacts.
+
+Every step ends with a record in ``run.json``; the same command goes on after the last finished one, and in the middle
+of an epoch when training was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+
+from medcoss_components.data.modalities import Modality
+from medcoss_components.engines.contrastive import ContrastiveEvaluator, ContrastiveTrainer
+from medcoss_components.engines.contrastive_artefacts import run_metrics, write_previews
+from medcoss_components.engines.embedding import embed_into_file
+from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
+from medcoss_components.engines.recorded_run import RecordedRun
+from medcoss_components.engines.trained_settings import RUN_METRICS, RUN_RECORD
+from medcoss_components.errors import InputError
+from medcoss_components.files import read_json, write_json
+from medcoss_components.pretext.contrastive import PooledFeatures, feature_spread
+from medcoss_components.weights import hash_weights, read_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("train", "evaluate", "embed", "artefacts")
+CHECKPOINT, EMBEDDINGS = "checkpoint.pt", "embeddings.npy"
+
+
+class ContrastivePretraining(RecordedRun):
+    """MD-MoCo over the union of X-ray data sets (METHOD section 9, step 1).
+
+    The folder receives model.pt (``backbone.*`` and the projection ``head.*`` of the query network), metrics.json,
+    history.json, run.json and ``previews`` (curves, view pairs, map of the embeddings by data set and by body part).
+    The weights are those of the last epoch: nothing is selected, since no label is seen.
+
+    Args:
+        trainer: the engine, holding network and data.
+        output_dir: the run's folder.
+        evaluator: of held-out images; None leaves it out.
+        name: for MLflow and progress bars; default: the folder's name.
+        settings: result-relevant settings; the folder refuses to go on with others.
+        embedding_samples: images, spread evenly over the data, that are embedded for the map and the spread.
+        embedding_batch_size: images per embedding batch.
+        seed: seed of the run.
+        log_interval: iterations between two records.
+        checkpoint_seconds: at least this long between two resume checkpoints.
+        tracking: whether MLflow records the run.
+        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
+        tracking_dir: where that database lies; default: ``output_dir``.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run that this one is nested in.
+
+    Raises:
+        InputError: ``embedding_samples`` below 2, of which no map can be drawn.
+    """
+
+    steps = STEPS
+    record_name = RUN_RECORD
+
+    def __init__(
+        self,
+        *,
+        trainer: ContrastiveTrainer,
+        output_dir: str | Path,
+        evaluator: ContrastiveEvaluator | None = None,
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        embedding_samples: int = 20_000,
+        embedding_batch_size: int = 64,
+        seed: int = 0,
+        log_interval: int = 20,
+        checkpoint_seconds: float = 300.0,
+        tracking: bool = True,
+        tracking_uri: str | None = None,
+        tracking_dir: str | Path | None = None,
+        experiment: str = "medcoss",
+        parent_run_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            trainer=trainer,
+            output_dir=output_dir,
+            name=name,
+            settings=settings,
+            seed=seed,
+            log_interval=log_interval,
+            checkpoint_seconds=checkpoint_seconds,
+            tracking=tracking,
+            tracking_uri=tracking_uri,
+            tracking_dir=tracking_dir,
+            experiment=experiment,
+            parent_run_id=parent_run_id,
+        )
+        if embedding_samples < 2:
+            raise InputError(f"embedding_samples must be at least 2, received {embedding_samples}")
+        self.evaluator = evaluator
+        self.embedding_samples, self.embedding_batch_size = embedding_samples, embedding_batch_size
+
+    @property
+    def dataset(self) -> Any:
+        """Training data."""
+        return self.trainer.data_loader.dataset
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / "model.pt"
+
+    @property
+    def embeddings_path(self) -> Path:
+        return self.folder / EMBEDDINGS
+
+    @property
+    def embedded_rows(self) -> np.ndarray:
+        """Rows of the data that are embedded, in rising order."""
+        total = len(self.dataset)
+        return np.unique(np.linspace(0, total - 1, min(total, self.embedding_samples)).round().astype(np.int64))
+
+    def _restore(self, step: str) -> None:
+        if step == "train":
+            self.model.load_state_dict(read_weights(self.weights_path))
+            self.history.rows = read_json(self.folder / "history.json")["rows"]
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides the result: the settings, the data, and what the run starts from."""
+        trainer = self.trainer
+        data = {"training": self.dataset.key}
+        if self.evaluator is not None:
+            data["validation"] = self.evaluator.dataset.key
+        return {
+            **self.settings,
+            "task": "contrastive",
+            "initial_weights": hash_weights(self.model.state_dict()),
+            "data": data,
+            "views": asdict(trainer.preprocessing.views),
+            "contrast": {
+                "queue_size": len(trainer.contrast.queue),
+                "momentum": trainer.contrast.momentum,
+                "temperature": trainer.contrast.temperature,
+                "normalisation_groups": trainer.normalisation_groups,
+            },
+        }
+
+    def _tags(self) -> dict[str, Any]:
+        return {
+            "task": "contrastive",
+            "modality": self.dataset.modality.name,
+            "manifest_hash": self.dataset.manifest_hash,
+        }
+
+    def _attach_handlers(self) -> None:
+        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
+        guard = NonFiniteGuard(interval=self.log_interval)
+        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
+        self.checkpoint = ResumeCheckpoint(
+            path=self.folder / CHECKPOINT,
+            seconds=self.checkpoint_seconds,
+            guard=guard,
+            parts={"history": self.history, "contrast": self.trainer.contrast},
+            on_saved=self.tracked.flush,
+        )
+        bar = ProgressBar(description=f"train {self.name}", history=self.history)
+        for handler in (guard, self.history, self.checkpoint, bar):
+            handler.attach(self.trainer)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: guard.check())
+
+    def _train(self) -> None:
+        if self.checkpoint.load(self.trainer):
+            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
+        self.trainer.run()
+        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
+        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
+        self.record.values["preparation_seconds"] = getattr(self.dataset, "preparation_seconds", 0.0)
+        if self.main:
+            write_json(self.folder / "history.json", self.history.to_json())
+            save_weights(self.weights_path, self.model.state_dict())
+
+    def _evaluate(self) -> None:
+        metrics = self.evaluator.evaluate() if self.evaluator is not None else None
+        self.record.values["validation"] = metrics
+        if metrics is not None:
+            values = {f"validation/{name}": value for name, value in metrics.items()}
+            self.tracked.log_metrics(values, step=self.trainer.total_iterations)
+
+    def _embed(self) -> None:
+        embed_into_file(
+            PooledFeatures(self.model, self.trainer.preprocessing.intensity),
+            ChosenRows(self.dataset, self.embedded_rows),
+            self.embeddings_path,
+            device=self.trainer.state.device,
+            precision=self.trainer.precision,
+            batch_size=self.embedding_batch_size,
+        )
+        spread = float(feature_spread(torch.from_numpy(np.load(self.embeddings_path))))
+        self.record.values["feature_spread"] = spread
+        self.tracked.log_metrics({"feature_spread": spread}, step=self.trainer.total_iterations)
+
+    def _artefacts(self) -> None:
+        if not self.main:
+            return
+        write_previews(self)
+        write_json(self.folder / RUN_METRICS, run_metrics(self))
+        for name in (RUN_RECORD, RUN_METRICS, "history.json"):
+            self.tracked.log_artifact(self.folder / name)
+        self.tracked.log_artifacts(self.folder / "previews", "previews")
+
+    def _clean(self) -> None:
+        """After the last step is recorded, not before: until then a restart needs these files."""
+        if self.main:
+            for name in (CHECKPOINT, EMBEDDINGS):
+                (self.folder / name).unlink(missing_ok=True)
+
+
+class ChosenRows:
+    """Some rows of a data set, as much of a store as embedding needs.
+
+    Args:
+        dataset: the whole.
+        rows: (n,) int64 positions in it.
+    """
+
+    def __init__(self, dataset: Any, rows: np.ndarray) -> None:
+        self.dataset, self.rows = dataset, rows
+        self.modality: Modality = dataset.modality
+        self.ids: Sequence[str] = [dataset.ids[row] for row in rows]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        """Stored samples (n, *stored_shape)."""
+        return self.dataset.gather(self.rows[np.asarray(indices, dtype=np.int64)])

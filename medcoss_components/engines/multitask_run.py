@@ -1,0 +1,273 @@
+"""A run of multi-task continual learning (step 2 of MUSCLE): cache features, train in rounds, evaluate, keep.
+
+Every step ends with a record in ``run.json``; the same command goes on after the last finished one, and in the middle
+of a visit when training was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Events
+
+from medcoss_components.engines.finetuning_artefacts import log_defined, report_result, summary_line
+from medcoss_components.engines.finetuning_run import evaluate_task
+from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
+from medcoss_components.engines.multitask import MultiTaskTrainer
+from medcoss_components.engines.multitask_artefacts import rounds_content, run_metrics, write_pictures
+from medcoss_components.engines.multitask_evaluation import MultiTaskEvaluator, RoundSelection
+from medcoss_components.engines.recorded_run import RecordedRun
+from medcoss_components.engines.task_losses import task_of
+from medcoss_components.engines.trained_settings import RUN_METRICS, RUN_RECORD
+from medcoss_components.files import read_json, sha256_json, write_json
+from medcoss_components.weights import hash_weights, read_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+STEPS = ("cache", "train", "evaluate", "artefacts")
+CHECKPOINT, ROUNDS, HISTORY = "checkpoint.pt", "rounds.json", "history.json"
+
+
+class MultiTaskTraining(RecordedRun):
+    """A run of multi-task continual learning, from the cached features to the pictures.
+
+    The folder receives model.pt (``backbone.*`` and ``heads.*``; fine-tuning takes the backbone out of it), rounds.json
+    (metrics of every task after every validated round, order of the visits, forgetting), history.json (losses by
+    task), metrics.json, run.json, ``previews/`` (rounds.png, losses.png) and ``evaluation/<task>/<split>``.
+
+    Args:
+        trainer: the engine, holding network, tasks and feature memory.
+        evaluator: of the tasks' validation data; None validates nothing and keeps the last round.
+        output_dir: the run's folder.
+        tester: evaluator of the tasks' testing data; used once, with the kept weights.
+        name: for MLflow and progress bars; default: the folder's name.
+        settings: result-relevant settings; the folder refuses to go on with others.
+        keep: "last" or "best" round, see :class:`~medcoss_components.engines.multitask_evaluation.RoundSelection`.
+        validate_every: rounds between two validations; the last round is always validated.
+        seed: of the bootstrap intervals.
+        log_interval: iterations between two records.
+        checkpoint_seconds: at least this long between two resume checkpoints.
+        tracking: whether MLflow records the run.
+        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
+        tracking_dir: where that database lies; default: ``output_dir``.
+        experiment: MLflow experiment.
+        parent_run_id: MLflow run that this one is nested in.
+    """
+
+    steps = STEPS
+    record_name = RUN_RECORD
+    trainer: MultiTaskTrainer
+
+    def __init__(
+        self,
+        *,
+        trainer: MultiTaskTrainer,
+        evaluator: MultiTaskEvaluator | None,
+        output_dir: str | Path,
+        tester: MultiTaskEvaluator | None = None,
+        name: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        keep: str = "last",
+        validate_every: int = 1,
+        seed: int = 0,
+        log_interval: int = 20,
+        checkpoint_seconds: float = 300.0,
+        tracking: bool = True,
+        tracking_uri: str | None = None,
+        tracking_dir: str | Path | None = None,
+        experiment: str = "medcoss",
+        parent_run_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            trainer=trainer,
+            output_dir=output_dir,
+            name=name,
+            settings=settings,
+            seed=seed,
+            log_interval=log_interval,
+            checkpoint_seconds=checkpoint_seconds,
+            tracking=tracking,
+            tracking_uri=tracking_uri,
+            tracking_dir=tracking_dir,
+            experiment=experiment,
+            parent_run_id=parent_run_id,
+        )
+        self.evaluator, self.tester = evaluator, tester
+        self.selector = RoundSelection(
+            keep=keep,
+            folder=self.folder,
+            evaluator=evaluator,
+            every=validate_every,
+            writes=self.main,
+            on_validated=self._on_validated,
+        )
+
+    @property
+    def datasets(self) -> dict[str, Any]:
+        """Task -> training data."""
+        return self.trainer.data_loader.datasets
+
+    @property
+    def evaluators(self) -> dict[str, MultiTaskEvaluator]:
+        """Split -> the evaluator of its tasks, for those that there are."""
+        given = {"validation": self.evaluator, "testing": self.tester}
+        return {split: evaluator for split, evaluator in given.items() if evaluator is not None}
+
+    def _restore(self, step: str) -> None:
+        if step == "train":
+            self.history.rows = read_json(self.folder / HISTORY)["rows"]
+            rows, best = self.record.values["rounds"], self.record.values["best_score"]
+            self.selector.rows = [
+                {**row, "metrics": {name: _number(value) for name, value in row["metrics"].items()}} for row in rows
+            ]
+            self.selector.best = (self.record.values["kept_round"], _number(best))
+
+    def _completed(self, step: str) -> None:
+        if step == "train":
+            self.model.load_state_dict(read_weights(self.selector.best_path))
+
+    def _identity(self) -> dict[str, Any]:
+        """Everything that decides the result: the settings, the data, and what the run starts from."""
+        splits = {split: evaluator.datasets for split, evaluator in self.evaluators.items()}
+        keys = {
+            split: {task: dataset.key for task, dataset in datasets.items()}
+            for split, datasets in ({"training": self.datasets} | splits).items()
+        }
+        return {
+            **self.settings,
+            "task": self.trainer.kind,
+            "kinds": {task: task_of(dataset) for task, dataset in self.datasets.items()},
+            "initial_weights": hash_weights(self.model.state_dict()),
+            "data": keys,
+        }
+
+    def _tags(self) -> dict[str, Any]:
+        return {
+            "task": self.trainer.kind,
+            "tasks": ", ".join(self.datasets),
+            "modality": ", ".join(self.trainer.data_loader.modalities),
+            "manifest_hash": sha256_json(sorted(dataset.manifest_hash for dataset in self.datasets.values())),
+        }
+
+    def _attach_handlers(self) -> None:
+        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
+        guard = NonFiniteGuard(interval=self.log_interval)
+        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
+        self.checkpoint = ResumeCheckpoint(
+            path=self.folder / CHECKPOINT,
+            seconds=self.checkpoint_seconds,
+            guard=guard,
+            parts={"history": self.history, "selection": self.selector, "anchor": self.trainer.anchor},
+            on_saved=self._on_saved,
+        )
+        bar = ProgressBar(description=f"train {self.name}", history=self.history)
+        for handler in (guard, self.history, self.checkpoint, bar):
+            handler.attach(self.trainer)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: guard.check())
+        self.selector.attach(self.trainer)
+
+    def _on_saved(self) -> None:
+        self.tracked.flush()
+        self.selector.checkpointed()
+
+    def _on_validated(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        log_defined(self.tracked, "round", metrics, step=iteration)
+        if self.main:
+            write_json(self.folder / ROUNDS, rounds_content(self))
+        if self.checkpoint.interrupted:  # Ctrl-C during the validation: the training loop would never see it
+            self.checkpoint.save(self.trainer)
+            raise KeyboardInterrupt
+
+    def _cache(self) -> None:
+        self.trainer.fill_memory()
+
+    def _train(self) -> None:
+        self._cache()  # opens the files; makes again with the first weights what has been removed
+        if self.evaluator is not None:
+            self.evaluator.set_distances(False)
+        if self.checkpoint.load(self.trainer):
+            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
+            self.selector.catch_up(self.trainer)
+        else:
+            self.selector.start_again()
+        self.trainer.run()
+        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
+        if self.evaluator is not None:
+            self.evaluator.set_distances(True)
+        found = self.selector.to_json()
+        self.record.values["kept_round"], self.record.values["best_score"] = found["best_epoch"], found["best_score"]
+        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
+        self.record.values["rounds"] = found["rows"]
+        if self.main:
+            write_json(self.folder / HISTORY, self.history.to_json())
+            write_json(self.folder / ROUNDS, rounds_content(self))
+
+    def _evaluate(self) -> None:
+        for split, whole in self.evaluators.items():
+            for task, evaluator in whole.evaluators.items():
+                evaluator.description = f"evaluate {task}, {split}"
+                folder = self.folder / "evaluation" / task / split
+                title = f"{self.name}: {task}"
+                found = report_result(
+                    evaluator.evaluate(), folder, title=title, split=split, settings=self.settings, seed=self.seed
+                )
+                if self.main:
+                    print(f"{task}, {summary_line(found, split, folder)}")
+                self.record.values.setdefault(split, {})[task] = found
+                prefix = f"final_{split}/{task}"
+                log_defined(self.tracked, prefix, found["metrics"], step=self.trainer.total_iterations)
+
+    def _artefacts(self) -> None:
+        if not self.main:
+            return
+        save_weights(self.folder / "model.pt", self.model.state_dict())
+        write_json(self.folder / RUN_METRICS, run_metrics(self))
+        pictures = write_pictures(self)
+        for name in (RUN_RECORD, RUN_METRICS, HISTORY, ROUNDS):
+            self.tracked.log_artifact(self.folder / name)
+        self.tracked.log_artifacts(pictures, "previews")
+        if self.evaluators:
+            self.tracked.log_artifacts(self.folder / "evaluation", "evaluation")
+
+    def _clean(self) -> None:
+        """After the last step is recorded, not before: until then a restart needs these files."""
+        if self.main:
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        self.selector.clean()
+
+
+def evaluate_tasks(
+    *, evaluator: MultiTaskEvaluator, output_dir: str | Path, split: str, title: str, **options: Any
+) -> dict[str, dict[str, float | None]]:
+    """Evaluate every task on a labelled split, each with a report folder ``<output_dir>/<task>/<split>``.
+
+    Args:
+        evaluator: of the tasks.
+        output_dir: receives a folder for each task.
+        split: "validation" or "testing".
+        title: of the reports; the task's name is added.
+        options: see :func:`~medcoss_components.engines.finetuning_run.evaluate_task`.
+
+    Returns:
+        Task -> metric -> value; None where the cases leave it undefined.
+    """
+    folder = Path(output_dir)
+    return {
+        task: evaluate_task(
+            evaluator=entry,
+            output_dir=folder / task,
+            split=split,
+            title=f"{title}: {task}",
+            **{"tracking_dir": folder, **options},
+        )
+        for task, entry in evaluator.evaluators.items()
+    }
+
+
+def _number(value: float | None) -> float:
+    """As JSON has it: null for what is undefined."""
+    return math.nan if value is None else float(value)

@@ -1,0 +1,160 @@
+"""Boxes for cases, in pixels of their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+
+from medcoss_components.data.plane_geometry import PlaneGeometry
+from medcoss_components.engines.detection import found_boxes
+from medcoss_components.engines.task_evaluators import THRESHOLD
+from medcoss_components.errors import InputError
+from medcoss_components.evaluation.detection import check_categories, check_threshold
+from medcoss_components.evaluation.detection_metrics import Boxes
+from medcoss_components.files import write_json
+from medcoss_components.inference.cases import InferenceCase, InferenceLoader
+from medcoss_components.inference.predictor import Predictor, Row
+from medcoss_components.tracking.detection_figures import write_box_overlay
+
+SIDES = ("left", "top", "right", "bottom")
+COCO_RESULTS = "coco_results.json"
+
+
+class DetectionPredictor(Predictor):
+    """Writes the boxes of every case in pixels of its file, and pictures with them.
+
+        predictions.csv  predictions.json  coco_results.json  overlays/<id>.png
+
+    ``predictions.csv`` has a line for each box: id, source, category, score, left, top, right, bottom; x to the right
+    and y down from the upper left corner of the file's picture, also of DICOM, right and bottom exclusive. A case
+    without any box has one line with these cells empty, so that it is seen to be finished. ``predictions.json`` lists
+    the cases with width, height and boxes; ``coco_results.json`` is the list that COCO's tools read: ``image_id`` (the
+    case's id), ``category_id`` (place in ``categories``, from 1), ``bbox`` [left, top, width, height], ``score``.
+
+    Args:
+        categories: names in the order of the network's outputs.
+        threshold: boxes of at least this score are written.
+        overlay: whether pictures are written.
+        device, val_data_loader, network, preprocessing, output_dir, precision, inferer, source_name, raise_on_failure,
+            val_handlers: see :class:`~medcoss_components.inference.predictor.Predictor`.
+
+    Raises:
+        InputError: cases of another kind, a threshold outside of (0, 1), or categories named twice.
+    """
+
+    task = "detection"
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        val_data_loader: InferenceLoader,
+        network: torch.nn.Module,
+        preprocessing: Any,
+        categories: Sequence[str],
+        output_dir: str | Path,
+        precision: str = "bf16",
+        inferer: Inferer | None = None,
+        threshold: float = THRESHOLD,
+        source_name: bool = True,
+        overlay: bool = True,
+        raise_on_failure: bool = True,
+        val_handlers: Sequence[Any] = (),
+    ) -> None:
+        if val_data_loader.cases.kind != self.task:
+            raise InputError(
+                f"val_data_loader: its cases must be of kind {self.task}, are {val_data_loader.cases.kind}."
+            )
+        self.categories = [str(name) for name in categories]
+        self.threshold, self.overlay = float(threshold), overlay
+        check_categories(self.categories)
+        check_threshold(self.threshold)
+        super().__init__(
+            device=device,
+            val_data_loader=val_data_loader,
+            network=network,
+            preprocessing=preprocessing,
+            output_dir=output_dir,
+            settings={"categories": self.categories, "threshold": self.threshold, "overlay": overlay},
+            precision=precision,
+            inferer=inferer,
+            source_name=source_name,
+            raise_on_failure=raise_on_failure,
+            val_handlers=val_handlers,
+        )
+
+    def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
+        inputs = self.inputs(torch.cat([case.raw for case in cases if case.raw is not None]))
+        height, width = inputs.shape[-2:]
+        for case, found in zip(cases, found_boxes(self.network, self.outputs(inputs), (height, width)), strict=True):
+            if case.raw is None or case.plane is None:
+                raise InputError("the case was not prepared for detection")
+            if len(found) and found.labels.max() >= len(self.categories):
+                raise InputError(
+                    f"categories: {len(self.categories)} names for a network that found number {found.labels.max()}."
+                )
+            sure = found.at_least(self.threshold)
+            sides = case.plane.restore(sure.boxes)
+            inside = (sides[:, 2:] > sides[:, :2]).all(axis=1)  # what lies in the filled margin is nowhere in the file
+            if self.overlay:
+                self._picture(case.source.id, case.raw[0], sure.chosen(inside), case.plane)
+            yield self._row(sure.moved(sides).chosen(inside), case.plane)
+
+    def _row(self, found: Boxes, plane: PlaneGeometry) -> Row:
+        """A case as ``predictions.json`` has it."""
+        boxes = [
+            {
+                "category": self.categories[label],
+                "score": round(float(score), 6),
+                **{name: round(float(side), 2) for name, side in zip(SIDES, box, strict=True)},
+            }
+            for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True)
+        ]
+        return {"width": plane.source_size[1], "height": plane.source_size[0], "boxes": boxes}
+
+    def _picture(self, name: str, raw: torch.Tensor, found: Boxes, plane: PlaneGeometry) -> None:
+        """The prepared picture, as the network saw it, without what was filled up around it."""
+        top, left = (max(0, before) for before in plane.offset)
+        height, width = plane.fitted_size
+        shown = raw[:, top : top + height, left : left + width]
+        write_box_overlay(
+            self.output_dir / "overlays" / f"{name}.png",
+            picture=shown.numpy(),
+            found=found.moved(found.boxes - [left, top, left, top]),
+            categories=self.categories,
+        )
+
+    def table(self, rows: list[Row]) -> list[Row]:
+        lines: list[Row] = []
+        for row in rows:
+            named = {name: row[name] for name in ("id", "source") if name in row}
+            empty = dict.fromkeys(("category", "score", *SIDES), "")
+            lines += [named | box for box in row["boxes"] or [empty]]
+        return lines
+
+    def _write_tables(self) -> None:
+        super()._write_tables()
+        write_json(self.output_dir / COCO_RESULTS, [entry for row in self.rows.values() for entry in self._coco(row)])
+
+    def _coco(self, row: Row) -> list[Row]:
+        return [
+            {
+                "image_id": row["id"],
+                "category_id": self.categories.index(box["category"]) + 1,
+                "bbox": [
+                    box["left"],
+                    box["top"],
+                    round(box["right"] - box["left"], 2),
+                    round(box["bottom"] - box["top"], 2),
+                ],
+                "score": box["score"],
+            }
+            for box in row["boxes"]
+        ]
+
+    def summary(self) -> Row:
+        return {"categories": self.categories, "threshold": self.threshold}
