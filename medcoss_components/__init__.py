@@ -44,6 +44,8 @@ _EXPORTS: dict[str, str] = {
     "LearningRateSchedule": "engines.handlers",
     "PolynomialDecay": "engines.handlers",
     "MultiTaskTrainer": "engines.multitask",
+    "MultiTaskEvaluator": "engines.multitask_evaluation",
+    "evaluate_tasks": "engines.multitask_run",
     "MultiTaskTraining": "engines.multitask_run",
     "feature_memory": "engines.multitask_setup",
     "multitask_datasets": "engines.multitask_setup",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def run_metrics(run: ContrastivePretraining) -> dict[str, Any]:
         "batch_size": trainer.data_loader.batch_size,
         "queue_size": len(trainer.contrast.queue),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "network": asdict(run.model.backbone.sizes),
         "backbone_parameters": sum(parameter.numel() for parameter in run.model.backbone.parameters()),
         "device": str(trainer.state.device),
         "precision": trainer.precision,

@@ -29,7 +29,7 @@ from medcoss_components.weights import hash_weights
 if TYPE_CHECKING:
     from medcoss_components.data.task_inputs import TaskTransform
 
-FEATURE_WEIGHT, ANCHOR_WEIGHT = 1e-2, 1e-2
+FEATURE_WEIGHT, ANCHOR_WEIGHT = 1e-3, 1e-2
 """lam_f and lam_w, for which the paper gives no numbers; see the docstring of :class:`MultiTaskTrainer`."""
 
 
@@ -70,14 +70,21 @@ class MultiTaskTrainer(ResumableTrainer):
     A step on task t minimises L_t + lam_f ||f(x; w) - f_cached(x)||^2 + lam_w ||w - w_previous||^2, see
     :mod:`~medcoss_components.continual.memorization`. The pooled features are those of the very forward pass that
     the task's loss comes from, so that a step costs one pass. They are of the augmented image, the cached ones of
-    the plain one: MD-MoCo has made features that flips and small turns hardly change, and to ask for those of the plain
+    the plain one: MD-MoCo has made features that flips and small turns change little, and to ask for those of the plain
     image keeps just that. Running statistics of batch norm would be those of the task visited last, so they stay as
     they came: without augmentation, f(x; w0) = f_cached(x) exactly.
 
     ``state.output`` is that of :class:`~medcoss_components.engines.trainer.ResumableTrainer` with the task's name as
     "modality", so that losses are recorded by task; ``parts`` has "feature" and "anchor" beside the task's loss.
 
-    Of lam_f and lam_w the paper gives no numbers. SEARCH_RESULT
+    Of lam_f and lam_w the paper gives no numbers. These were chosen on a small problem, a start and not a finding:
+    ResNet-18 at 64 x 64 pixels after 12 epochs of MD-MoCo on 72 synthetic images, three tasks of 24 of them, six
+    rounds, two seeds, lam_f in 0 .. 1 and lam_w in 0 .. 1. The mean of AUC, Dice and mAP on 24 images a task was 0.44
+    without memorization, 0.43 to 0.45 for all lam_f up to 0.01, 0.42 for 0.1 and 0.37 for 1, where both terms hold the
+    backbone back. In the last visits the loss of classification was 2.6 without memorization, 0.003 to 0.008 for
+    lam_f = 0.001, and 0.05 to 0.22 for 0.01. lam_w made no difference that exceeds that of the seeds. Both terms are
+    sums over their entries (512 features here; a flip alone moved them by 20 to 110 at squared lengths of 570 to 920),
+    so a wider backbone asks for smaller numbers.
 
     Args:
         device: where to train.

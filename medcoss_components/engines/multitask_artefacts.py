@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,7 @@ def run_metrics(run: MultiTaskTraining) -> dict[str, Any]:
         "cyclic": loader.cyclic,
         "reshuffled": loader.reshuffled,
         "retention": rounds_content(run)["retention"],
+        "network": asdict(run.model.sizes),
         "parameters": sum(parameter.numel() for parameter in parameters),
         "trainable_parameters": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         "device": str(trainer.state.device),

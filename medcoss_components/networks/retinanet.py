@@ -46,6 +46,25 @@ CLASSIFICATION, BOX_REGRESSION = "classification", "box_regression"
 Outputs = Mapping[str, Sequence[Tensor]]
 
 
+class _LastLevels(LastLevelP6P7):
+    """Levels 6 and 7 of the pyramid; on a CPU in float32, also under autocast.
+
+    There, torch 2.13's bfloat16 weight gradient of a 3 x 3 convolution with stride 2 on a single pixel, which level 6
+    is for images of up to 64 pixels, reads memory that nobody wrote (oneDNN, CPUs with AVX-512 bf16).
+    """
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        if x[-1].device.type != "cpu":
+            return super().forward(results, x, names)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(_not_halved(results), _not_halved(x), names)
+
+
+def _not_halved(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps in float32 where autocast has made bfloat16 of them."""
+    return [level.float() if level.dtype == torch.bfloat16 else level for level in maps]
+
+
 def anchor_count(sides: Sequence[int]) -> int:
     """Anchors of an image of these rows and columns, all levels together.
 
@@ -93,7 +112,7 @@ class RetinaNetHead(nn.Module):
         self.score_threshold, self.nms_threshold = float(score_threshold), float(nms_threshold)
         self.boxes_per_image = boxes_per_image
         self.norms = nn.ModuleList(PlaceNorm(count) for count in channels) if norm_inputs else None
-        self.pyramid = FeaturePyramidNetwork(2, list(channels), width, LastLevelP6P7(2, width, width))
+        self.pyramid = FeaturePyramidNetwork(2, list(channels), width, _LastLevels(2, width, width))
         self.classification = RetinaNetClassificationHead(width, ANCHORS, categories, spatial_dims=2)
         self.regression = RetinaNetRegressionHead(width, ANCHORS, spatial_dims=2)
 

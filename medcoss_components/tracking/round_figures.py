@@ -93,9 +93,7 @@ def multitask_curves(history: Mapping[str, Any], tasks: Sequence[str], path: str
     return save_figure(figure, path)
 
 
-def _task_curve(
-    axes: Axes, records: Sequence[Mapping[str, Any]], task: str, kinds: Sequence[str], colour: str
-) -> None:
+def _task_curve(axes: Axes, records: Sequence[Mapping[str, Any]], task: str, kinds: Sequence[str], colour: str) -> None:
     """The sum of a task's parts at each recorded iteration, broken where another task had its turn."""
     sums: dict[int, float] = {}
     for record in records:

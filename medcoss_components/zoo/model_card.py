@@ -6,7 +6,7 @@ Numbers are those that the run measured (``metrics.json``); nothing else is clai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ import yaml
 
 from medcoss_components.errors import InputError
 from medcoss_components.zoo.build import BundleSource
-from medcoss_components.zoo.model_card_numbers import hub_results, pretraining_table, task_tables
-from medcoss_components.zoo.packed_run import PRETRAINING
+from medcoss_components.zoo.model_card_numbers import backbone_tables, hub_results, pretraining_table, task_tables
+from medcoss_components.zoo.packed_run import BACKBONE_KINDS, PRETRAINING
 
 if TYPE_CHECKING:
     from medcoss_components.zoo.packed_run import Run
@@ -36,6 +36,12 @@ HUB_TASKS = {
 """Kind of run -> dimension of the input -> Hugging Face's name of the task."""
 HUB_TAGS = {PRETRAINING: ("self-supervised", "masked-modelling")}
 """Kind of run -> tags; a task's name is its tag."""
+CARDS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    PRETRAINING: ("model_card.md", pretraining_table),
+    **{kind: ("model_card_backbone.md", backbone_tables) for kind in BACKBONE_KINDS},
+}
+TASK_CARD = ("model_card_task.md", task_tables)
+"""Template of the card and its table of numbers, by kind of run; TASK_CARD for all others."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -66,7 +72,7 @@ def model_card(
 ) -> str:
     """Front matter and text of the card, Markdown."""
     front = yaml.safe_dump(front_matter(source, metadata, run, options), sort_keys=False, allow_unicode=True)
-    task = run.kind != PRETRAINING
+    name, tables = CARDS.get(run.kind, TASK_CARD)
     values = {
         "name": source.name,
         "title": metadata["name"],
@@ -74,7 +80,7 @@ def model_card(
         "summary": source.values.get("summary", metadata["description"]),
         "intended_use": metadata["intended_use"],
         "limits": source.values.get("limits", ""),
-        "measured": task_tables(run.metrics) if task else pretraining_table(run.metrics),
+        "measured": tables(run.metrics),
         "network": _network(run),
         "outputs": f"{metadata['pred_classes']}.",
         "data": _data(options, metadata),
@@ -83,7 +89,7 @@ def model_card(
         "more_files": _more_files(run, with_buffer),
         "changelog": "\n".join(f"- {version}: {text}" for version, text in metadata["changelog"].items()),
     }
-    text = (TEMPLATES / ("model_card_task.md" if task else "model_card.md")).read_text(encoding="utf-8")
+    text = (TEMPLATES / name).read_text(encoding="utf-8")
     for key, value in values.items():
         text = text.replace("${" + key + "}", str(value).strip())
     return f"---\n{front}---\n\n{text}"

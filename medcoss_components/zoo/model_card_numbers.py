@@ -35,6 +35,21 @@ TASK_LINES = {
     "first_loss": "training loss, first",
     "final_loss": "training loss, last",
 }
+BACKBONE_LINES = {
+    "task": "training",
+    "modality": "modality",
+    "samples": "training images",
+    "epochs": "epochs",
+    "rounds": "rounds",
+    "kept_round": "round of these weights",
+    "iterations": "iterations",
+    "backbone_parameters": "parameters of the backbone",
+    "precision": "precision",
+    "first_loss": "training loss, first",
+    "final_loss": "training loss, last",
+    "feature_spread": "spread of the features (0: all alike, 1: even)",
+}
+"""The same for trainings of which the backbone is published; lines that a training does not have are left out."""
 SPLITS = ("testing", "validation")
 HUB_METRICS = {"accuracy": "accuracy", "auc": "roc_auc", "f1": "f1", "dice": "dice", "hd95": "hd95"}
 """Metrics of the whole split that Hugging Face lists -> its names."""
@@ -46,6 +61,19 @@ def pretraining_table(metrics: Mapping[str, Any]) -> str:
     for modality, entry in (metrics.get("rehearsal") or {}).items():
         lines.append(f"| {entry['kind']} loss on the buffer of {modality}, last | {entry['final']:.4f} |")
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def backbone_tables(metrics: Mapping[str, Any]) -> str:
+    """Markdown: what was trained, then the metrics of each task that took part."""
+    known = {key: label for key, label in BACKBONE_LINES.items() if metrics.get(key) is not None}
+    parts = ["\n".join(["| | |", "|---|---|", *_lines(metrics, known)])]
+    for name, task in (metrics.get("tasks") or {}).items():
+        for split in SPLITS:
+            if numbers := task.get(split):
+                head = f"Task {name} ({task['kind']}), {split} split, {task[f'{split}_samples']} samples:\n\n"
+                intervals = (task.get("intervals") or {}).get(split) or {}
+                parts.append(head + _metric_table(numbers, intervals))
+    return "\n\n".join(parts)
 
 
 def task_tables(metrics: Mapping[str, Any]) -> str:

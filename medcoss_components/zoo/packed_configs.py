@@ -101,7 +101,7 @@ def packed_config(config: Mapping[str, Any], run: Run) -> dict[str, Any]:
         packed["modality"] = None
     if "weights" in packed:  # evaluation splits off the validation patients as the training did
         packed |= {name: run.settings[name] for name in SPLIT_SETTINGS if name in packed and name in run.settings}
-    if "vocabulary_size" in packed:
+    if "vocabulary_size" in packed and "vocabulary_size" in run.sizes:  # a ResNet has no words
         packed["vocabulary_size"] = min(packed["vocabulary_size"], run.sizes["vocabulary_size"])
     if "network_def" in packed:
         packed["network_def"] = {**packed["network_def"], **run.overrides}

@@ -132,14 +132,14 @@ def exportable(network: nn.Module) -> nn.Module:
 
 def small_network(subject: Subject) -> nn.Module:
     """The bundle's network, as small as its config allows, from a fixed seed."""
-    config = subject.networks[subject.training]
+    config = next(iter(subject.published_networks.values()))
     torch.manual_seed(0)
     return exportable(build_network(config, **small_settings(config)))
 
 
 def check_network(subject: Subject) -> str:
     """The shipped networks agree, and give what the metadata declares for what it declares."""
-    networks = subject.networks
+    networks = subject.published_networks
     first, *others = networks
     settings = {name: network_settings(config) for name, config in networks.items()}
     for name in others:
@@ -151,18 +151,18 @@ def check_network(subject: Subject) -> str:
     with torch.no_grad():
         output = exportable(network)(*inputs)
         expected.check(output)
-        _compare_twin(subject, network)
+        _compare_twin(subject, first, network)
     shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
     return f"{shapes} -> {tuple(output.shape)}"
 
 
-def _compare_twin(subject: Subject, network: nn.Module) -> None:
+def _compare_twin(subject: Subject, first: str, network: nn.Module) -> None:
     """The inference network gives the outputs of the training network, from the same weights."""
     twin = _twin(subject.networks["inference"], network)
     inputs = _small_inputs(subject, network, 1)
     expected, found = exportable(network)(*inputs), exportable(twin)(*inputs)
     if expected.shape != found.shape or not torch.equal(expected, found):
-        raise CheckFailed(f"networks of {subject.training} and inference give different outputs from the same weights")
+        raise CheckFailed(f"networks of {first} and inference give different outputs from the same weights")
 
 
 def _twin(config: Mapping[str, Any], network: nn.Module) -> nn.Module:

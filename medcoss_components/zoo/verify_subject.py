@@ -16,8 +16,11 @@ from medcoss_components.errors import InputError
 from medcoss_components.files import read_json
 from medcoss_components.zoo.inspection import workflow_configs
 
-MAIN_CONFIGS = ("train", "stage", "evaluate", "inference")
-"""Configs that can hold the network; train.json of a chain has none, its stage.json has."""
+TRAINING_CONFIGS = ("train", "stage", "contrastive")
+"""Configs that can train the network; train.json of a chain or of MUSCLE has none, that of its (first) step has."""
+MAIN_CONFIGS = (*TRAINING_CONFIGS, "evaluate", "inference")
+PARTLY_PUBLISHED = ("contrastive",)
+"""Configs that train a network of which only the backbone is published."""
 
 
 LONGEST = 400
@@ -80,7 +83,7 @@ class Subject:
             CheckFailed: when training or inference defines none.
         """
         found = {name: self.configs[name] for name in MAIN_CONFIGS if "network_def" in self.configs.get(name, {})}
-        if not {"train", "stage"} & set(found) or "inference" not in found:
+        if not set(TRAINING_CONFIGS) & set(found) or "inference" not in found:
             raise CheckFailed(f"network_def is needed for training and inference, found in: {', '.join(found) or '-'}")
         modality = found["inference"].get("modality")
         return {
@@ -89,8 +92,13 @@ class Subject:
         }
 
     @property
+    def published_networks(self) -> dict[str, dict[str, Any]]:
+        """Those of :attr:`networks` that build the very network whose weights are published."""
+        return {name: config for name, config in self.networks.items() if name not in PARTLY_PUBLISHED}
+
+    @property
     def training(self) -> str:
-        """Name of the config that trains the network: train, or stage in a chain."""
+        """Name of the config that trains the network: train, or that of a step."""
         return next(iter(self.networks))
 
 

@@ -18,6 +18,8 @@ from medcoss_components.zoo.verify_network import small_settings
 from medcoss_components.zoo.verify_subject import CheckFailed, NotRun, Subject, quiet, root_cause
 
 SAMPLES = 4
+TASK_CLASSES = ("first", "second")
+"""Classes of the one task that MUSCLE's second step is tried on."""
 VOLUME = (16, 40, 32)
 """Size of synthetic volumes (z, y, x): little more than one small input, so that few windows cover them."""
 BRIEF = {
@@ -36,7 +38,9 @@ BRIEF = {
 """Settings for a run of a few seconds; a config is given those that it has."""
 OUTPUT_FILES = {"evaluate": "evaluation.json", "inference": "embeddings.parquet"}
 """Config -> the file that it writes where it has no output_dir."""
-KINDS = {"train": "train", "stage": "train", "evaluate": "eval", "inference": "infer"}
+STEP_BRIEF = {"batch_size": 2, "max_epochs": 1}
+"""The same for the steps of MUSCLE's pre-training."""
+KINDS = {"train": "train", "stage": "train", "contrastive": "train", "evaluate": "eval", "inference": "infer"}
 
 
 def check_properties(subject: Subject) -> str:
@@ -109,6 +113,7 @@ def _manifest(subject: Subject) -> tuple[str, str]:
     """Modality and manifest of synthetic data for a bundle, labelled as its task needs it."""
     from medcoss_components.data.modalities import get_modality
     from medcoss_components.data.synthetic import synthetic_manifest
+    from medcoss_components.data.synthetic_detection import synthetic_detection
     from medcoss_components.engines.setup import register_modalities
     from medcoss_components.networks.classification import class_names
     from medcoss_components.networks.segmentation import region_values
@@ -119,8 +124,12 @@ def _manifest(subject: Subject) -> tuple[str, str]:
         raise NotRun("no modality in the training config, so no synthetic data for it")
     register_modalities(config.get("extra_modalities") or ())
     folder = subject.scratch / "data"
+    if not (folder / "manifest.json").is_file() and config.get("categories"):
+        categories = config["categories"]
+        synthetic_detection(folder, modality, count=SAMPLES, validation=2, testing=2, categories=categories)
     if not (folder / "manifest.json").is_file():
-        classes = class_names(config["classes"]) if config.get("classes") else None
+        names = config.get("classes") or (TASK_CLASSES if "tasks" in subject.configs["train"] else None)
+        classes = class_names(names) if names else None
         regions = region_values(config["regions"]) if config.get("regions") else None
         task, each = bool(classes or regions), len(classes or ())
         synthetic_manifest(
@@ -146,6 +155,10 @@ def _settings(subject: Subject, name: str) -> dict[str, Any]:
         "data_manifest": manifest,
         "input": manifest,
         "stages": [{"modality": modality, "data_manifest": manifest}],
+        "manifests": [manifest],
+        "tasks": {"task": {"kind": "classification", "data_manifest": manifest, "classes": list(TASK_CLASSES)}},
+        "contrastive": {**STEP_BRIEF, "queue_size": 8},
+        "multitask": STEP_BRIEF,
         "store_dir": str(subject.scratch / "store"),
         "output_dir": str(place),
         "output_file": str(place / OUTPUT_FILES[name]) if name in OUTPUT_FILES else None,

@@ -36,7 +36,14 @@ INPUTS = {1: [24], 2: [3, 32, 48], 3: [1, 16, 32, 32]}
 FILES = {2: (40, 56), 3: (20, 40, 36)}
 """Number of axes -> size of the synthetic files."""
 TASKS = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/train.json") if "pretraining" not in str(path))
-QUICK = ("pubmed_abstract_classification", "gland_pathology_segmentation", "covid_ct_classification")
+QUICK = (
+    "pubmed_abstract_classification",
+    "gland_pathology_segmentation",
+    "covid_ct_classification",
+    "tuberculosis_xray_detection",
+)
+HEADLINES = {"classification": "accuracy", "segmentation": "dice", "detection": "map"}
+"""Kind of a task -> the metric that speaks for it."""
 """Tasks that every run of the tests goes through; the others are slow tests: the same code on other settings."""
 each_task = pytest.mark.parametrize(
     "task",
@@ -102,6 +109,10 @@ class Task:
     def kind(self) -> str:
         return self.name.rpartition("_")[2]
 
+    @property
+    def headline(self) -> str:
+        return HEADLINES[self.kind]
+
     def unpack(self, to: Path) -> Path:
         with zipfile.ZipFile(self.packed) as archive:
             archive.extractall(to)
@@ -111,7 +122,10 @@ class Task:
 def task_data(folder: Path, config: dict[str, Any], **counts: int) -> Path:
     """Manifest of a task's synthetic data; its files lie beside it."""
     from medcoss_components.data.synthetic import synthetic_manifest
+    from medcoss_components.data.synthetic_detection import synthetic_detection
 
+    if "categories" in config:
+        return synthetic_detection(folder, config["modality"], categories=config["categories"], **counts)
     labels = {key: config[key] for key in ("classes", "regions") if key in config}
     axes = len(config["input_shape"]) - 1
     shape = FILES.get(axes)
@@ -140,8 +154,10 @@ def make_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Task]
 
 def task_settings(name: str) -> dict[str, Any]:
     """Settings that make a task's network and training tiny; those that its config has."""
+    from medcoss_components.zoo.verify_network import small_preset
+
     config = read_json(BUNDLES / name / "configs" / "train.json")
-    settings = {"preset": "demo", "input_shape": INPUTS[max(1, len(config["input_shape"]) - 1)]}
+    settings = {"preset": small_preset(config["preset"]), "input_shape": INPUTS[max(1, len(config["input_shape"]) - 1)]}
     settings |= {key: value for key, value in TASK_BRIEF.items() if key in config}
     if "size" in (config["preparation"] or {}):
         settings["preparation"] = {"size": [48, 64]}
@@ -163,7 +179,7 @@ def _train_and_pack(name: str, folder: Path, settings: dict[str, Any]) -> Path:
         logging_file=False,
         **settings,
         **places,
-        **{"network_def#depth": 2},
+        **({"network_def#depth": 2} if settings["preset"] == "demo" else {}),
     )
     workflow.run()
     workflow.finalize()

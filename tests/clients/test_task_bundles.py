@@ -10,6 +10,7 @@ import torch
 from monai.bundle import create_workflow, download, load
 
 from medcoss_components.files import read_json, sha256_file
+from medcoss_components.networks.retinanet import anchor_count
 from medcoss_components.weights import read_weights
 from medcoss_components.zoo.pack import pack_bundle
 from medcoss_components.zoo.verify import verify_bundle
@@ -48,9 +49,11 @@ class TestEachTask:
         assert set(loaded) == set(trained) and all(torch.equal(loaded[name], trained[name]) for name in trained)
         shape = (1, *task.settings["input_shape"])
         inputs = torch.ones(shape, dtype=torch.long) if task.dimension == 1 else torch.zeros(shape)
-        outputs = len(task.settings.get("classes") or task.settings["regions"])
-        spatial = shape[2:] if task.kind == "segmentation" else ()
-        assert network(inputs).shape == (1, outputs, *spatial)
+        names = len(next(task.settings[key] for key in ("classes", "regions", "categories") if key in task.settings))
+        wanted = {"classification": (names,), "segmentation": (names, *shape[2:])}
+        if task.kind == "detection":
+            network, wanted = network.export_module(), {task.kind: (anchor_count(shape[2:]), 4 + names)}
+        assert network(inputs).shape == (1, *wanted[task.kind])
 
     def test_predict_evaluate_and_train_from_another_folder(
         self, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -77,8 +80,7 @@ class TestEachTask:
         evaluation.run()
         (report,) = (bundle / "output" / "evaluation").rglob("metrics.json")
         again, before = read_json(report)["metrics"], read_json(task.run / "metrics.json")["testing"]
-        name = "accuracy" if task.kind == "classification" else "dice"
-        assert again[name] == pytest.approx(before[name], abs=0.02)
+        assert again[task.headline] == pytest.approx(before[task.headline], abs=0.02)
 
         brief = {
             "max_epochs": 1,

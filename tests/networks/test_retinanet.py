@@ -57,6 +57,18 @@ class TestOutputs:
                 assert level.dtype == torch.float32
                 torch.testing.assert_close(level, near, atol=0.1, rtol=0.1)
 
+    def test_gradients_of_the_last_levels_repeat_in_bfloat16(self):
+        """Images of 64 pixels, whose level 6 is one pixel; memory that nobody wrote would differ, or be huge."""
+        network, found = head(width=32), []
+        small = [level[..., :1, :1] for level in maps()]
+        for _ in range(20):
+            network.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                outputs = network(small)
+            sum(level.square().sum() for level in outputs["box_regression"]).backward()
+            found.append(network.pyramid.extra_blocks.p7.weight.grad.clone())
+        assert all(torch.equal(found[0], gradient) for gradient in found) and found[0].abs().max() < 1e4
+
     def test_inputs_of_a_transformer_are_normalised(self):
         network, given = head(norm_inputs=True).eval(), maps()
         louder = network([7 * level + 3 for level in given])
