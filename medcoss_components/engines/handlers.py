@@ -319,11 +319,7 @@ class LossHistory:
     def state_dict(self) -> dict[str, Any]:
         loss = CommonKeys.LOSS.value  # a plain string: torch.load(weights_only=True) refuses the enumeration
         keys = ("modality", "kind")
-        pending = [
-            {loss: output[loss].cpu(), **{key: output[key] for key in keys}}
-            | {"parts": {kind: part.cpu() for kind, part in output["parts"].items()}}
-            for output in self.pending
-        ]
+        pending = [{loss: output[loss].cpu(), **{key: output[key] for key in keys}} for output in self.pending]
         return {"rows": [list(row) for row in self.rows], "pending": pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
