@@ -208,8 +208,8 @@ class TestRefusals:
             pack(CT, run, tmp_path)
 
     def test_unfinished_or_unknown(self, make: Make, tmp_path: Path) -> None:
-        run = make("classification", "ct", {"task": "detection"}, input_shape=[1, 32, 32, 32], classes=["no", "yes"])
-        with pytest.raises(InputError, match="found 'detection'"):
+        run = make("classification", "ct", {"task": "sorting"}, input_shape=[1, 32, 32, 32], classes=["no", "yes"])
+        with pytest.raises(InputError, match="found 'sorting'"):
             read_run(run)
         write_json(run / "run.json", {"settings": {}, "steps": {"train": {}}})
         with pytest.raises(InputError, match=r"not finished \(evaluate, artefacts not done\)"):

@@ -92,10 +92,10 @@ class TestGoodBundles:
         Every check runs on packed copies of the tasks and of a stage, in tests/clients.
         """
         with Subject(BUNDLES / name) as subject, torch.device("meta"), torch.no_grad():
-            first, *others = map(verify_network.network_settings, subject.networks.values())
+            first, *others = map(verify_network.network_settings, subject.published_networks.values())
             assert all(other == first for other in others)
             (given,), (expected,) = (verify_network.declared(subject, kind) for kind in ("inputs", "outputs"))
-            network = verify_network.build_network(subject.networks["inference"])
+            network = verify_network.exportable(verify_network.build_network(subject.networks["inference"]))
             expected.check(network(torch.zeros(given.shape, dtype=given.dtype)))
 
     def test_tiny_copy_has_no_failure(self, bundle):
