@@ -23,7 +23,7 @@ from medcoss_components.data.synthetic import synthetic_manifest
 from medcoss_components.errors import InputError
 from medcoss_components.weights import read_weights
 
-from .conftest import BRIEF, TASK_BRIEF, Task, task_data
+from .conftest import BRIEF, BUNDLES, TASK_BRIEF, Task, task_data
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file", "ignore::UserWarning")
 
@@ -132,6 +132,43 @@ def _task_client(task: Task, folder: Path, number: int) -> MonaiAlgo:
         local_epochs=1,
         train_kwargs={**brief, **data, **own},
         eval_kwargs={**data, **text, "split": "validation", "precision": "float32"},
+    )
+    client.initialize({ExtraItems.CLIENT_NAME: f"site{number}", ExtraItems.APP_ROOT: str(folder)})
+    return client
+
+
+def test_two_clients_learn_by_contrast(tmp_path: Path) -> None:
+    """Step 1 of MUSCLE, by its own config: two rounds, images of every site stay there."""
+    sites = [_contrast_client(tmp_path / f"site{number}", number) for number in range(2)]
+    weights = {name: value.clone() for name, value in sites[0].trainer.network.state_dict().items()}
+    found = []
+    for _ in range(2):
+        states = []
+        for site in sites:
+            site.train(ExchangeObject(weights=dict(weights)))
+            states.append(site.get_weights().weights)
+        mean = average(states, [0.5, 0.5])
+        weights = {name: weights[name] + mean[name] for name in weights}
+        found.append([site.evaluate(ExchangeObject(weights=dict(weights))).metrics["top1"] for site in sites])
+    assert all(0 <= share <= 1 for shares in found for share in shares)
+    for site in sites:
+        assert site.trainer.state.epoch == 2
+        site.finalize()
+
+
+def _contrast_client(folder: Path, number: int) -> MonaiAlgo:
+    name = "muscle_xray_pretraining"
+    shutil.copytree(BUNDLES / name, folder / name)
+    manifest = synthetic_manifest(folder / "data", "xray", count=8, validation=4, seed=number)
+    small = {"preset": "resnet_demo", "input_shape": [3, 32, 48], "precision": "float32", "batch_size": 4}
+    places = {"store_dir": str(folder / "store"), "num_workers": 0, **small}
+    own = {"manifests": [str(manifest)], "output_dir": str(folder / "run"), "queue_size": 8, "mlflow": False}
+    client = MonaiAlgo(
+        bundle_root=name,
+        config_train_filename="configs/contrastive.json",
+        config_evaluate_filename="configs/contrastive.json",
+        train_kwargs={**places, **own},
+        eval_kwargs={**places, **own},
     )
     client.initialize({ExtraItems.CLIENT_NAME: f"site{number}", ExtraItems.APP_ROOT: str(folder)})
     return client

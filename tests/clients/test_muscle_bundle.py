@@ -159,6 +159,36 @@ def test_fine_tuning_starts_from_either_step(step: str, run: Path, data: SimpleN
     assert f"loaded ({len(backbone)} tensors)" in read_json(tmp_path / "run" / "metrics.json")["init"]
 
 
+class TestMedCossEncoder:
+    """The encoder of a chain's X-ray stage in the ResNet's place, by one key."""
+
+    VIT = {"preset": "demo", "intensity": None, "precision": "float32", "mlflow": False}
+
+    def test_step_2_starts_from_it(self, run_folder: Path, settings: dict, tmp_path: Path) -> None:
+        given = {**settings, **self.VIT, "steps": ["multitask"], "init_weights": str(run_folder)}
+        given["multitask"] = {"batch_size": 2, "max_epochs": 1, "network_def": {"depth": 2}}
+        run_bundle(NAME, "train", output_dir=str(tmp_path / "run"), **given)
+        told = read_json(tmp_path / "run" / "01_multitask" / "metrics.json")["init"]
+        assert "parameters loaded" in told and "0 unexpected" in told
+
+    def test_a_task_starts_from_it(self, run_folder: Path, data: SimpleNamespace, tmp_path: Path) -> None:
+        run_bundle(
+            "tuberculosis_xray_detection",
+            "train",
+            init_weights=str(run_folder),
+            categories=CATEGORIES,
+            input_shape=SIDES,
+            max_epochs=1,
+            batch_size=2,
+            data_manifest=str(data.categories),
+            store_dir=str(tmp_path),
+            output_dir=str(tmp_path / "run"),
+            **{"network_def#depth": 2, **self.VIT},
+        )
+        metrics = read_json(tmp_path / "run" / "metrics.json")
+        assert "0 unexpected" in metrics["init"] and 0 <= metrics["testing"]["map50"] <= 1
+
+
 class TestBadInput:
     def refused(self, settings: dict, tmp_path: Path, **changes) -> str:
         with pytest.raises(Exception) as caught:
