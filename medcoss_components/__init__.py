@@ -83,6 +83,7 @@ _EXPORTS: dict[str, str] = {
     "ClassificationModel": "networks.classification",
     "PretrainingModel": "networks.pretraining",
     "SegmentationModel": "networks.segmentation",
+    "input_intensity": "networks.xray_backbones",
     "xray_backbone": "networks.xray_backbones",
     "MultiTaskXrayModel": "networks.xray_tasks",
     "XrayClassificationModel": "networks.xray_tasks",

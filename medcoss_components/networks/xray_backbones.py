@@ -7,7 +7,7 @@ W columns, D channels of the deepest features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -122,6 +122,28 @@ def backbone_sizes(name: str) -> ResNetSizes | Preset:
         InputError: for an unknown name.
     """
     return RESNETS[name] if name in RESNETS else resolve_preset(name)
+
+
+def input_intensity(*, intensity: Mapping[str, Any] | str | None, preset: str) -> Mapping[str, Any] | None:
+    """How images are scaled for a backbone, see :class:`~medcoss_components.data.task_inputs.TaskTransform`.
+
+    Args:
+        intensity: settings, or None, are taken as they are; "auto" gives mean 0 and variance 1 per image for a ResNet,
+            as MUSCLE reads images, and None, values in [0, 1], for a MedCoSS encoder, as its chain read them.
+        preset: name of the backbone.
+
+    Raises:
+        InputError: for another word.
+
+    >>> input_intensity(intensity="auto", preset="resnet50"), input_intensity(intensity="auto", preset="vit_base")
+    ({'standardise': 'image'}, None)
+    """
+    if not isinstance(intensity, str):
+        return intensity
+    if intensity != "auto":
+        settings = {"standardise": "image"}
+        raise InputError(f"intensity={intensity!r}: must be auto, settings such as {settings}, or null.")
+    return {"standardise": "image"} if preset in RESNETS else None
 
 
 def resolve_resnet(name: str, **overrides: Any) -> ResNetSizes:

@@ -79,6 +79,8 @@ def test_what_a_run_leaves(run: Path) -> None:
     assert {name.split(".")[0] for name in first} == {"backbone", "head"}
     assert {name.split(".")[0] for name in second} == {"backbone", "heads"}
     assert read_json(run / "01_contrastive" / "metrics.json")["datasets"].keys() == {"synthetic-xray", "organs"}
+    for folder in ("01_contrastive", "02_multitask"):
+        assert read_json(run / folder / "run.json")["settings"]["intensity"] == {"standardise": "image"}
     rounds = read_json(run / "02_multitask" / "rounds.json")
     assert [sorted(row["order"]) for row in rounds["rounds"]] == [["lungs", "organs", "pneumonia"]] * 2
 
@@ -162,7 +164,7 @@ def test_fine_tuning_starts_from_either_step(step: str, run: Path, data: SimpleN
 class TestMedCossEncoder:
     """The encoder of a chain's X-ray stage in the ResNet's place, by one key."""
 
-    VIT = {"preset": "demo", "intensity": None, "precision": "float32", "mlflow": False}
+    VIT = {"preset": "demo", "precision": "float32", "mlflow": False}
 
     def test_step_2_starts_from_it(self, run_folder: Path, settings: dict, tmp_path: Path) -> None:
         given = {**settings, **self.VIT, "steps": ["multitask"], "init_weights": str(run_folder)}
@@ -170,6 +172,7 @@ class TestMedCossEncoder:
         run_bundle(NAME, "train", output_dir=str(tmp_path / "run"), **given)
         told = read_json(tmp_path / "run" / "01_multitask" / "metrics.json")["init"]
         assert "parameters loaded" in told and "0 unexpected" in told
+        assert read_json(tmp_path / "run" / "01_multitask" / "run.json")["settings"]["intensity"] is None
 
     def test_a_task_starts_from_it(self, run_folder: Path, data: SimpleNamespace, tmp_path: Path) -> None:
         run_bundle(

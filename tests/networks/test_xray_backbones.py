@@ -10,6 +10,7 @@ from medcoss_components.networks.xray_backbones import (
     ResNetBackbone,
     ResNetSizes,
     dilated_layer,
+    input_intensity,
     xray_backbone,
 )
 
@@ -232,3 +233,17 @@ class TestRefused:
 
     def test_none_keeps_a_size(self):
         assert xray_backbone("resnet_demo", planes=None).sizes.planes == (16, 32, 64, 128)
+
+
+class TestIntensity:
+    @pytest.mark.parametrize("given", [None, {"standardise": "image"}, {"divide": 255.0}])
+    def test_settings_are_taken_as_they_are(self, given):
+        assert input_intensity(intensity=given, preset="resnet18") == given
+
+    def test_auto_follows_the_backbone(self):
+        assert input_intensity(intensity="auto", preset="resnet_demo") == {"standardise": "image"}
+        assert input_intensity(intensity="auto", preset="vit_base") is None
+
+    def test_another_word(self):
+        with pytest.raises(InputError, match="intensity='zscore': must be auto"):
+            input_intensity(intensity="zscore", preset="resnet18")
