@@ -22,8 +22,8 @@ from torch import nn
 
 from medcoss_components.continual.strategies import LossTerm
 from medcoss_components.data.sampler import rank_rows
+from medcoss_components.engines.embedding import save_rank_rows
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path
 from medcoss_components.progress import progress
 
 FEATURE, ANCHOR = "feature", "anchor"
@@ -68,7 +68,8 @@ class FeatureMemory:
         """
         path = self.path(task, key)
         if not path.is_file():
-            self._write(path, task, count, embed, batch_size)
+            rows = rank_rows(count, idist.get_rank(), idist.get_world_size())
+            save_rank_rows(_embedded(embed, rows, batch_size, f"features of {task}"), path)
         self._features[task] = _opened(path, count)
         return path
 
@@ -89,19 +90,6 @@ class FeatureMemory:
     def rows(self, task: str, rows: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Features (n, D) float32 of some rows of a task's data set."""
         return torch.from_numpy(self[task][np.asarray(rows)])
-
-    def _write(self, path: Path, task: str, count: int, embed: Embed, batch_size: int) -> None:
-        rank, ranks = idist.get_rank(), idist.get_world_size()
-        parts = [path.with_name(f".{path.stem}.rank{other}of{ranks}.npy") for other in range(ranks)]
-        with atomic_path(parts[rank]) as partial:
-            np.save(partial, _embedded(embed, rank_rows(count, rank, ranks), batch_size, f"features of {task}"))
-        idist.barrier()
-        if rank == 0:
-            with atomic_path(path) as partial:
-                np.save(partial, np.concatenate([np.load(part) for part in parts]))
-            for part in parts:
-                part.unlink()
-        idist.barrier()
 
 
 def _embedded(embed: Embed, rows: np.ndarray, batch_size: int, description: str) -> np.ndarray:

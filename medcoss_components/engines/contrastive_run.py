@@ -20,7 +20,6 @@ from medcoss_components.data.modalities import Modality
 from medcoss_components.engines.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 from medcoss_components.engines.contrastive_artefacts import run_metrics, write_previews
 from medcoss_components.engines.embedding import embed_into_file
-from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
 from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.engines.trained_settings import RUN_METRICS, RUN_RECORD
 from medcoss_components.errors import InputError
@@ -155,27 +154,11 @@ class ContrastivePretraining(RecordedRun):
         }
 
     def _attach_handlers(self) -> None:
-        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
-        guard = NonFiniteGuard(interval=self.log_interval)
-        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
-        self.checkpoint = ResumeCheckpoint(
-            path=self.folder / CHECKPOINT,
-            seconds=self.checkpoint_seconds,
-            guard=guard,
-            parts={"history": self.history, "contrast": self.trainer.contrast},
-            on_saved=self.tracked.flush,
-        )
-        bar = ProgressBar(description=f"train {self.name}", history=self.history)
-        for handler in (guard, self.history, self.checkpoint, bar):
-            handler.attach(self.trainer)
+        guard = self._attach_common(self.folder / CHECKPOINT, parts={"contrast": self.trainer.contrast})
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: guard.check())
 
     def _train(self) -> None:
-        if self.checkpoint.load(self.trainer):
-            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
-        self.trainer.run()
-        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
-        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
+        self._run_trainer()
         self.record.values["preparation_seconds"] = getattr(self.dataset, "preparation_seconds", 0.0)
         if self.main:
             write_json(self.folder / "history.json", self.history.to_json())

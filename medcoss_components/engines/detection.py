@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medcoss_components.continual.strategies import LossTerm
+from medcoss_components.data.boxes import resolve_categories
 from medcoss_components.engines.task_evaluators import THRESHOLD, TaskEvaluator
 from medcoss_components.engines.task_losses import DETECTION
 from medcoss_components.engines.trainer import module_of
@@ -86,10 +87,9 @@ class DetectionEvaluator(TaskEvaluator):
     def __init__(
         self, *, categories: Sequence[str], threshold: float = THRESHOLD, pictures: int = 6, **options: Any
     ) -> None:
-        from medcoss_components.evaluation.detection import check_categories, check_threshold
+        from medcoss_components.evaluation.detection import check_threshold
 
-        self.categories, self.threshold, self.pictures = tuple(map(str, categories)), float(threshold), pictures
-        check_categories(self.categories)
+        self.categories, self.threshold, self.pictures = resolve_categories(categories), float(threshold), pictures
         check_threshold(self.threshold)
         super().__init__(**options)
         if list(self.dataset.categories) != list(self.categories):

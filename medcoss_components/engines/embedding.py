@@ -84,13 +84,18 @@ def embed_source(
 def embed_into_file(model: torch.nn.Module, source: SampleSource, path: Path, **options) -> None:
     """Embed a store on all ranks and let rank 0 write (N, D) float32 to ``path`` (.npy); the ranks share a file
     system."""
+    save_rank_rows(embed_source(model, source, **options), path)
+
+
+def save_rank_rows(own: np.ndarray, path: Path) -> None:
+    """Let rank 0 write the rows (n, ...) of all ranks, rank after rank, to ``path`` (.npy); the ranks share a file
+    system."""
     rank, ranks = idist.get_rank(), idist.get_world_size()
-    part = path.with_name(f".{path.stem}.rank{rank}of{ranks}.npy")
-    with atomic_path(part) as partial:
-        np.save(partial, embed_source(model, source, **options))
+    parts = [path.with_name(f".{path.stem}.rank{other}of{ranks}.npy") for other in range(ranks)]
+    with atomic_path(parts[rank]) as partial:
+        np.save(partial, own)
     idist.barrier()
     if rank == 0:
-        parts = [path.with_name(f".{path.stem}.rank{other}of{ranks}.npy") for other in range(ranks)]
         with atomic_path(path) as partial:
             np.save(partial, np.concatenate([np.load(part) for part in parts]))
         for part in parts:

@@ -23,12 +23,6 @@ from medcoss_components.engines.finetuning_artefacts import (
     summary_line,
     write_mistakes,
 )
-from medcoss_components.engines.handlers import (
-    LossHistory,
-    NonFiniteGuard,
-    ProgressBar,
-    ResumeCheckpoint,
-)
 from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.engines.selection import EpochSelection, metric_names
 from medcoss_components.engines.task_evaluators import SegmentationEvaluator, TaskEvaluator
@@ -164,19 +158,8 @@ class FineTuning(RecordedRun):
         }
 
     def _attach_handlers(self) -> None:
-        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
-        guard = NonFiniteGuard(interval=self.log_interval)
-        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
-        self.checkpoint = ResumeCheckpoint(
-            path=self.folder / CHECKPOINT,
-            seconds=self.checkpoint_seconds,
-            guard=guard,
-            parts={"history": self.history, "selection": self.selector},
-            on_saved=self._on_saved,
-        )
-        bar = ProgressBar(description=f"train {self.name}", history=self.history)
-        for handler in (guard, self.history, self.checkpoint, bar):
-            handler.attach(self.trainer)
+        parts = {"selection": self.selector}
+        guard = self._attach_common(self.folder / CHECKPOINT, parts=parts, on_saved=self._on_saved)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: guard.check())
         self.selector.attach(self.trainer)
 
@@ -194,17 +177,10 @@ class FineTuning(RecordedRun):
         self._set_distances(
             any(name.split("/")[0] not in WITHOUT_DISTANCES for name in metric_names(self.selector.selection))
         )
-        if self.checkpoint.load(self.trainer):
-            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
-            self.selector.catch_up(self.trainer)
-        else:
-            self.selector.start_again()
-        self.trainer.run()
-        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
+        self._run_trainer(self.selector)
         self._set_distances(True)
         validation = self.selector.to_json()
         self.record.values.update({name: validation[name] for name in ("best_epoch", "best_score")})
-        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
         if self.main:
             write_json(self.folder / "history.json", self.history.to_json())
             write_json(self.folder / "validation.json", validation)

@@ -16,7 +16,6 @@ from ignite.engine import Events
 
 from medcoss_components.engines.finetuning_artefacts import log_defined, report_result, summary_line
 from medcoss_components.engines.finetuning_run import evaluate_task
-from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
 from medcoss_components.engines.multitask import MultiTaskTrainer
 from medcoss_components.engines.multitask_artefacts import rounds_content, run_metrics, write_pictures
 from medcoss_components.engines.multitask_evaluation import MultiTaskEvaluator, RoundSelection
@@ -154,19 +153,8 @@ class MultiTaskTraining(RecordedRun):
         }
 
     def _attach_handlers(self) -> None:
-        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
-        guard = NonFiniteGuard(interval=self.log_interval)
-        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
-        self.checkpoint = ResumeCheckpoint(
-            path=self.folder / CHECKPOINT,
-            seconds=self.checkpoint_seconds,
-            guard=guard,
-            parts={"history": self.history, "selection": self.selector, "anchor": self.trainer.anchor},
-            on_saved=self._on_saved,
-        )
-        bar = ProgressBar(description=f"train {self.name}", history=self.history)
-        for handler in (guard, self.history, self.checkpoint, bar):
-            handler.attach(self.trainer)
+        parts = {"selection": self.selector, "anchor": self.trainer.anchor}
+        guard = self._attach_common(self.folder / CHECKPOINT, parts=parts, on_saved=self._on_saved)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: guard.check())
         self.selector.attach(self.trainer)
 
@@ -189,18 +177,11 @@ class MultiTaskTraining(RecordedRun):
         self._cache()  # opens the files; makes again with the first weights what has been removed
         if self.evaluator is not None:
             self.evaluator.set_distances(False)
-        if self.checkpoint.load(self.trainer):
-            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
-            self.selector.catch_up(self.trainer)
-        else:
-            self.selector.start_again()
-        self.trainer.run()
-        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
+        self._run_trainer(self.selector)
         if self.evaluator is not None:
             self.evaluator.set_distances(True)
         found = self.selector.to_json()
         self.record.values["kept_round"], self.record.values["best_score"] = found["best_epoch"], found["best_score"]
-        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
         self.record.values["rounds"] = found["rows"]
         if self.main:
             write_json(self.folder / HISTORY, self.history.to_json())

@@ -34,9 +34,10 @@ from medcoss_components.engines.task_losses import (
     segmentation_loss,
 )
 from medcoss_components.errors import InputError
+from medcoss_components.networks.xray_heads import HEADS
 from medcoss_components.networks.xray_tasks import TASK_NAME
 
-OUTPUTS = {CLASSIFICATION: "classes", SEGMENTATION: "regions", DETECTION: "categories"}
+OUTPUTS = {kind: key for kind, (_, key, _) in HEADS.items()}
 """Kind of a task -> the key that names what it tells."""
 DATASETS: dict[str, Any] = {
     CLASSIFICATION: classification_dataset,

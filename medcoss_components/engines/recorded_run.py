@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import ignite.distributed as idist
 import torch
 
+from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
 from medcoss_components.engines.records import StepRecord
 from medcoss_components.files import remove_partial
 from medcoss_components.tracking.runs import TrackedRun, Tracker, open_tracking
@@ -39,6 +40,8 @@ class RecordedRun:
 
     steps: ClassVar[tuple[str, ...]]
     record_name: ClassVar[str]
+    history: LossHistory
+    checkpoint: ResumeCheckpoint
 
     def __init__(
         self,
@@ -127,6 +130,48 @@ class RecordedRun:
     def _attach_handlers(self) -> None:
         """Attach what logs, guards and saves to the trainer."""
         raise NotImplementedError
+
+    def _attach_common(
+        self, checkpoint: Path, *, parts: Mapping[str, Any], on_saved: Callable[[], None] | None = None
+    ) -> NonFiniteGuard:
+        """Attach guard, history, resume checkpoint and bar to the trainer; return the guard.
+
+        Order matters: the guard looks first, the history sees the loss before the checkpoint is written.
+
+        Args:
+            checkpoint: where the resume checkpoint lies.
+            parts: what resumes beside trainer and history: name -> object with a ``state_dict``.
+            on_saved: called after each checkpoint; default: the tracked run is flushed.
+        """
+        guard = NonFiniteGuard(interval=self.log_interval)
+        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
+        self.checkpoint = ResumeCheckpoint(
+            path=checkpoint,
+            seconds=self.checkpoint_seconds,
+            guard=guard,
+            parts={"history": self.history, **parts},
+            on_saved=on_saved or self.tracked.flush,
+        )
+        bar = ProgressBar(description=f"train {self.name}", history=self.history)
+        for handler in (guard, self.history, self.checkpoint, bar):
+            handler.attach(self.trainer)
+        return guard
+
+    def _run_trainer(self, selector: Any = None) -> None:
+        """Train to the end, from the resume checkpoint where there is one.
+
+        Args:
+            selector: an :class:`~medcoss_components.engines.selection.EpochSelection` that goes on or starts with it.
+        """
+        if self.checkpoint.load(self.trainer):
+            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
+            if selector is not None:
+                selector.catch_up(self.trainer)
+        elif selector is not None:
+            selector.start_again()
+        self.trainer.run()
+        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
+        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
 
     def _restore(self, step: str) -> None:
         """Take up what an earlier start of the program left of a finished step."""

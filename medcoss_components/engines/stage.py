@@ -19,7 +19,6 @@ from medcoss_components.data.store import Store
 from medcoss_components.engines.artefacts import stage_metrics, write_previews
 from medcoss_components.engines.embedding import embed_into_file
 from medcoss_components.engines.evaluation import PretextEvaluator
-from medcoss_components.engines.handlers import LossHistory, NonFiniteGuard, ProgressBar, ResumeCheckpoint
 from medcoss_components.engines.pretrainer import Pretrainer
 from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.errors import InputError
@@ -162,27 +161,11 @@ class PretrainingStage(RecordedRun):
         return {"modality": self.dataset.modality.name, "manifest_hash": self.dataset.manifest_hash}
 
     def _attach_handlers(self) -> None:
-        """Order matters: the guard looks first, the history sees the loss before the checkpoint is written."""
-        guard = NonFiniteGuard(interval=self.log_interval)
-        self.history = LossHistory(interval=self.log_interval, run=self.tracked)
         companion = self.strategy.companion
-        self.checkpoint = ResumeCheckpoint(
-            path=self.checkpoint_path,
-            seconds=self.checkpoint_seconds,
-            guard=guard,
-            parts={"history": self.history} | ({} if companion is None else {"companion": companion}),
-            on_saved=self.tracked.flush,
-        )
-        bar = ProgressBar(description=f"train {self.name}", history=self.history)
-        for handler in (guard, self.history, self.checkpoint, bar):
-            handler.attach(self.trainer)
+        self._attach_common(self.checkpoint_path, parts={} if companion is None else {"companion": companion})
 
     def _train(self) -> None:
-        if self.checkpoint.load(self.trainer):
-            logger.info("%s: resuming after iteration %d", self.name, self.trainer.state.iteration)
-        self.trainer.run()
-        self.checkpoint.guard.check()  # on a GPU the last losses have not been looked at yet
-        self.record.values["training_seconds"] = round(self.checkpoint.training_seconds, 3)
+        self._run_trainer()
         if self.main:
             write_json(self.folder / "history.json", self.history.to_json())
             save_weights(self.weights_path, self.model.state_dict())

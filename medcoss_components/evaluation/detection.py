@@ -7,7 +7,7 @@ result.metrics()["map"], result.intervals()["map"], result.table()[0]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from medcoss_components.data.boxes import resolve_categories
 from medcoss_components.errors import InputError
 from medcoss_components.evaluation.bootstrap import REPEATS
 from medcoss_components.evaluation.detection_metrics import (
@@ -83,7 +84,7 @@ class DetectionResult:
         for name, value in (fixed | {"pictures": tuple(self.pictures)}).items():
             object.__setattr__(self, name, value)
         check_threshold(self.threshold)
-        check_categories(self.categories)
+        resolve_categories(self.categories)
         check_cases(self.cases, self.groups, len(self.targets))
         if len(self.predictions) != len(self.targets):
             raise InputError(
@@ -208,12 +209,6 @@ def check_threshold(threshold: float) -> None:
     """Raise InputError unless a score threshold lies between 0 and 1."""
     if not 0 < threshold < 1:
         raise InputError(f"threshold={threshold}: must be above 0 and below 1.")
-
-
-def check_categories(categories: Sequence[str]) -> None:
-    """Raise InputError unless there is at least one name and none twice."""
-    if not categories or len(set(categories)) != len(categories):
-        raise InputError(f"categories must be one or more different names, received {list(categories)}.")
 
 
 def _check_boxes(boxes: Boxes, where: str, categories: int) -> None:

@@ -48,10 +48,7 @@ class ClassificationPredictor(Predictor):
         raise_on_failure: bool = True,
         val_handlers: Sequence[Any] = (),
     ) -> None:
-        if val_data_loader.cases.kind != self.task:
-            raise InputError(
-                f"val_data_loader: its cases must be of kind {self.task}, are {val_data_loader.cases.kind}."
-            )
+        self._check_cases(val_data_loader)
         self.classes = [str(name) for name in classes]
         super().__init__(
             device=device,

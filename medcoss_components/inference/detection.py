@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 
+from medcoss_components.data.boxes import resolve_categories
 from medcoss_components.data.plane_geometry import PlaneGeometry
 from medcoss_components.engines.detection import found_boxes
 from medcoss_components.engines.task_evaluators import THRESHOLD
 from medcoss_components.errors import InputError
-from medcoss_components.evaluation.detection import check_categories, check_threshold
+from medcoss_components.evaluation.detection import check_threshold
 from medcoss_components.evaluation.detection_metrics import Boxes
 from medcoss_components.files import write_json
 from medcoss_components.inference.cases import InferenceCase, InferenceLoader
@@ -65,13 +66,9 @@ class DetectionPredictor(Predictor):
         raise_on_failure: bool = True,
         val_handlers: Sequence[Any] = (),
     ) -> None:
-        if val_data_loader.cases.kind != self.task:
-            raise InputError(
-                f"val_data_loader: its cases must be of kind {self.task}, are {val_data_loader.cases.kind}."
-            )
-        self.categories = [str(name) for name in categories]
+        self._check_cases(val_data_loader)
+        self.categories = list(resolve_categories(categories))
         self.threshold, self.overlay = float(threshold), overlay
-        check_categories(self.categories)
         check_threshold(self.threshold)
         super().__init__(
             device=device,

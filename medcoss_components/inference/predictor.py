@@ -81,6 +81,11 @@ class Predictor(SupervisedEvaluator):
         )
         self.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
 
+    def _check_cases(self, loader: InferenceLoader) -> None:
+        """Raise InputError unless the cases were found for this task."""
+        if loader.cases.kind != self.task:
+            raise InputError(f"val_data_loader: its cases must be of kind {self.task}, are {loader.cases.kind}.")
+
     def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
         """Predict a list of cases that were read, write their own files and give their columns after id and source."""
         raise NotImplementedError

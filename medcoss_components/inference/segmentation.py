@@ -73,10 +73,7 @@ class SegmentationPredictor(Predictor):
         raise_on_failure: bool = True,
         val_handlers: Sequence[Any] = (),
     ) -> None:
-        if val_data_loader.cases.kind != self.task:
-            raise InputError(
-                f"val_data_loader: its cases must be of kind {self.task}, are {val_data_loader.cases.kind}."
-            )
+        self._check_cases(val_data_loader)
         if not 0 < threshold < 1:
             raise InputError(f"threshold={threshold}: must be above 0 and below 1.")
         self.regions, self.threshold, self.overlay = dict(regions), float(threshold), overlay

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medcoss_components.data.boxes import resolve_categories
 from medcoss_components.errors import InputError
 from medcoss_components.networks.classification import class_names, classification_head
 from medcoss_components.networks.deeplab import DeepLabHead
@@ -81,11 +82,9 @@ def category_names(categories: int | Sequence[str]) -> tuple[str, ...]:
         InputError: for none, a name twice or something that is no list.
     """
     names = [str(number) for number in range(categories)] if isinstance(categories, int) else categories
-    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
-        raise InputError(f"categories: must be a list of one or more names, received {categories!r}.")
-    unique = tuple(str(name) for name in names)
-    if len(set(unique)) < len(unique) or not all(unique):
-        raise InputError(f"categories: every name once and none empty, received {list(unique)}.")
+    unique = resolve_categories(names)
+    if not all(unique):
+        raise InputError(f"categories: no name may be empty, received {list(unique)}.")
     return unique
 
 

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medcoss_components.retention.results import as_matrix
+from medcoss_components.tracking.cells import draw_cells
 from medcoss_components.tracking.figures import INK, SOFT_INK, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE_NAME = "retention.png"
-COLOURS = "Blues"  # lightness falls evenly, so it reads in grey print
-DARK = 0.55  # cells above it get white numbers
 CELL_WIDTH, CELL_HEIGHT, LABELS = 1.15, 0.36, 2.2  # inches
 PANELS = (
     ("k_nn", "probes", "k-NN accuracy, percent"),
@@ -54,24 +51,12 @@ def retention_map(result: Mapping[str, Any], path: str | Path) -> Path | None:
 
 def _panel(axes: Axes, rows: Mapping[str, Any], key: str, columns: Sequence[str]) -> None:
     values = as_matrix([row[key] for row in rows.values()])
-    axes.set_facecolor("#e4e7eb")
-    axes.imshow(np.ma.masked_invalid(values), cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-    for (line, place), value in np.ndenumerate(values):
-        text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
-        colour = "white" if np.isfinite(value) and value > DARK else INK
-        axes.text(place, line, text, ha="center", va="center", fontsize=9, color=colour)
+    draw_cells(axes, values)
     for line, row in enumerate(rows.values()):
         if row["own"] is not None:
             _frame(axes, row["own"], line)
     axes.set_xticks(range(len(columns)), columns, fontsize=8, color=SOFT_INK)
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8, color=SOFT_INK)
-    axes.tick_params(length=0)
-    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="minor", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _frame(axes: Axes, column: int, line: int) -> None:

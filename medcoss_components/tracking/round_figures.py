@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medcoss_components.retention.results import as_matrix
+from medcoss_components.tracking.cells import draw_cells
 from medcoss_components.tracking.curves import smoothed
 from medcoss_components.tracking.figures import INK, PALETTE, SOFT_INK, new_figure, save_figure, style_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DARK = 0.55  # cells above it get white numbers
 CELL_WIDTH, CELL_HEIGHT, LABELS = 0.62, 0.42, 2.2  # inches
 WIDEST = 24  # columns with numbers; of more rounds only some are labelled
 MEMORIZATION = {"feature": "distance from the cached features", "anchor": "distance from the weights before the visit"}
@@ -39,32 +38,15 @@ def rounds_map(rounds: Mapping[str, Any], path: str | Path) -> Path | None:
     columns = min(len(rows), WIDEST)
     figure = new_figure(LABELS + CELL_WIDTH * max(5, columns), 0.95 + CELL_HEIGHT * len(tasks))
     axes = figure.subplots()
-    axes.set_facecolor("#e4e7eb")
-    axes.imshow(np.ma.masked_invalid(values), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    if len(rows) <= WIDEST:
-        _numbers(axes, values)
+    draw_cells(axes, values, numbers=len(rows) <= WIDEST, gap=1.5)
     labels = [f"{task} ({rounds['headlines'][task]})" for task in tasks]
     axes.set_yticks(range(len(tasks)), labels, fontsize=8, color=SOFT_INK)
     shown = np.unique(np.linspace(0, len(rows) - 1, columns).round().astype(int))
     axes.set_xticks(shown, [str(rows[place]["round"]) for place in shown], fontsize=8, color=SOFT_INK)
     axes.set_xlabel("round", fontsize=9, color=SOFT_INK)
     axes.set_title("Validation after each round, percent", loc="left", fontsize=10, color=INK, fontweight="bold")
-    axes.tick_params(length=0)
-    axes.set_xticks(np.arange(len(rows) + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(len(tasks) + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="minor", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     figure.tight_layout()
     return save_figure(figure, path)
-
-
-def _numbers(axes: Axes, values: NDArray[np.float64]) -> None:
-    for (line, place), value in np.ndenumerate(values):
-        text = f"{100 * value:.0f}" if np.isfinite(value) else "–"
-        colour = "white" if np.isfinite(value) and value > DARK else INK
-        axes.text(place, line, text, ha="center", va="center", fontsize=9, color=colour)
 
 
 def multitask_curves(history: Mapping[str, Any], tasks: Sequence[str], path: str | Path) -> Path:

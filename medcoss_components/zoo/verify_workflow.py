@@ -23,7 +23,6 @@ TASK_CLASSES = ("first", "second")
 VOLUME = (16, 40, 32)
 """Size of synthetic volumes (z, y, x): little more than one small input, so that few windows cover them."""
 BRIEF = {
-    "preset": "demo",
     "batch_size": 2,
     "max_epochs": 1,
     "warmup_epochs": 0,
