@@ -7,8 +7,8 @@ of an epoch when training was interrupted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ STEPS = ("train", "evaluate", "embed", "artefacts")
 CHECKPOINT, EMBEDDINGS = "checkpoint.pt", "embeddings.npy"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ContrastivePretraining(RecordedRun):
     """MD-MoCo over the union of X-ray data sets (METHOD section 9, step 1).
 
@@ -40,22 +41,10 @@ class ContrastivePretraining(RecordedRun):
     history.json, run.json and ``previews`` (curves, view pairs, map of the embeddings by data set and by body part).
     The weights are those of the last epoch: nothing is selected, since no label is seen.
 
-    Args:
-        trainer: the engine, holding network and data.
-        output_dir: the run's folder.
+    Args, beside those of :class:`~medcoss_components.engines.recorded_run.RecordedRun`:
         evaluator: of held-out images; None leaves it out.
-        name: for MLflow and progress bars; default: the folder's name.
-        settings: result-relevant settings; the folder refuses to go on with others.
         embedding_samples: images, spread evenly over the data, that are embedded for the map and the spread.
         embedding_batch_size: images per embedding batch.
-        seed: seed of the run.
-        log_interval: iterations between two records.
-        checkpoint_seconds: at least this long between two resume checkpoints.
-        tracking: whether MLflow records the run.
-        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
-        tracking_dir: where that database lies; default: ``output_dir``.
-        experiment: MLflow experiment.
-        parent_run_id: MLflow run that this one is nested in.
 
     Raises:
         InputError: ``embedding_samples`` below 2, of which no map can be drawn.
@@ -64,43 +53,15 @@ class ContrastivePretraining(RecordedRun):
     steps = STEPS
     record_name = RUN_RECORD
 
-    def __init__(
-        self,
-        *,
-        trainer: ContrastiveTrainer,
-        output_dir: str | Path,
-        evaluator: ContrastiveEvaluator | None = None,
-        name: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        embedding_samples: int = 20_000,
-        embedding_batch_size: int = 64,
-        seed: int = 0,
-        log_interval: int = 20,
-        checkpoint_seconds: float = 300.0,
-        tracking: bool = True,
-        tracking_uri: str | None = None,
-        tracking_dir: str | Path | None = None,
-        experiment: str = "medcoss",
-        parent_run_id: str | None = None,
-    ) -> None:
-        super().__init__(
-            trainer=trainer,
-            output_dir=output_dir,
-            name=name,
-            settings=settings,
-            seed=seed,
-            log_interval=log_interval,
-            checkpoint_seconds=checkpoint_seconds,
-            tracking=tracking,
-            tracking_uri=tracking_uri,
-            tracking_dir=tracking_dir,
-            experiment=experiment,
-            parent_run_id=parent_run_id,
-        )
-        if embedding_samples < 2:
-            raise InputError(f"embedding_samples must be at least 2, received {embedding_samples}")
-        self.evaluator = evaluator
-        self.embedding_samples, self.embedding_batch_size = embedding_samples, embedding_batch_size
+    trainer: ContrastiveTrainer
+    evaluator: ContrastiveEvaluator | None = None
+    embedding_samples: int = 20_000
+    embedding_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding_samples < 2:
+            raise InputError(f"embedding_samples must be at least 2, received {self.embedding_samples}")
 
     @property
     def dataset(self) -> Any:

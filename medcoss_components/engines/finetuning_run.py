@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ STEPS = ("train", "evaluate", "artefacts")
 CHECKPOINT = "checkpoint.pt"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FineTuning(RecordedRun):
     """A run of fine-tuning, from the first step to the report.
 
@@ -46,74 +48,35 @@ class FineTuning(RecordedRun):
     (metrics of every validated epoch), vocabulary.json (text), run.json, and ``evaluation/validation`` and
     ``evaluation/testing`` (see :func:`~medcoss_components.tracking.task_report.write_task_report`).
 
-    Args:
-        trainer: the engine, holding network and training data.
+    Args, beside those of :class:`~medcoss_components.engines.recorded_run.RecordedRun`:
         evaluator: of the validation data; None keeps the last epoch, as ``best_epoch`` and a null score say.
-        output_dir: the run's folder.
         tester: evaluator of the testing data; used once, with the best weights.
-        name: for MLflow and progress bars; default: the folder's name.
-        settings: result-relevant settings; the folder refuses to go on with others.
         selection: metrics of the validation data whose sum selects the epoch, joined by "+".
         validate_every: epochs between two validations; the last epoch is always validated.
         seed: of the bootstrap intervals.
-        log_interval: iterations between two records.
-        checkpoint_seconds: at least this long between two resume checkpoints.
         vocabulary: of a text task; it is written beside the weights.
         show_text: write the texts of the surest mistakes to ``evaluation/<split>/mistakes.csv`` (leave False for
             patients' data: MLflow keeps the file too).
-        tracking: whether MLflow records the run.
-        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
-        tracking_dir: where that database lies; default: ``output_dir``.
-        experiment: MLflow experiment.
-        parent_run_id: MLflow run that this one is nested in.
     """
 
     steps = STEPS
     record_name = RUN_RECORD
 
-    def __init__(
-        self,
-        *,
-        trainer: FineTuner,
-        evaluator: TaskEvaluator | None,
-        output_dir: str | Path,
-        tester: TaskEvaluator | None = None,
-        name: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        selection: str = "accuracy+auc+f1",
-        validate_every: int = 1,
-        seed: int = 0,
-        log_interval: int = 20,
-        checkpoint_seconds: float = 300.0,
-        vocabulary: Vocabulary | None = None,
-        show_text: bool = False,
-        tracking: bool = True,
-        tracking_uri: str | None = None,
-        tracking_dir: str | Path | None = None,
-        experiment: str = "medcoss",
-        parent_run_id: str | None = None,
-    ) -> None:
-        super().__init__(
-            trainer=trainer,
-            output_dir=output_dir,
-            name=name,
-            settings=settings,
-            seed=seed,
-            log_interval=log_interval,
-            checkpoint_seconds=checkpoint_seconds,
-            tracking=tracking,
-            tracking_uri=tracking_uri,
-            tracking_dir=tracking_dir,
-            experiment=experiment,
-            parent_run_id=parent_run_id,
-        )
-        self.evaluator, self.tester = evaluator, tester
-        self.vocabulary, self.show_text = vocabulary, show_text
+    trainer: FineTuner
+    evaluator: TaskEvaluator | None
+    tester: TaskEvaluator | None = None
+    selection: str = "accuracy+auc+f1"
+    validate_every: int = 1
+    vocabulary: Vocabulary | None = None
+    show_text: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.selector = EpochSelection(
             folder=self.folder,
-            evaluator=evaluator,
-            selection=selection,
-            every=validate_every,
+            evaluator=self.evaluator,
+            selection=self.selection,
+            every=self.validate_every,
             writes=self.main,
             on_validated=self._log_validation,
         )

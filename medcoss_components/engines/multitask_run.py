@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ STEPS = ("cache", "train", "evaluate", "artefacts")
 CHECKPOINT, ROUNDS, HISTORY = "checkpoint.pt", "rounds.json", "history.json"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class MultiTaskTraining(RecordedRun):
     """A run of multi-task continual learning, from the cached features to the pictures.
 
@@ -38,69 +40,30 @@ class MultiTaskTraining(RecordedRun):
     (metrics of every task after every validated round, order of the visits, forgetting), history.json (losses by
     task), metrics.json, run.json, ``previews/`` (rounds.png, losses.png) and ``evaluation/<task>/<split>``.
 
-    Args:
-        trainer: the engine, holding network, tasks and feature memory.
+    Args, beside those of :class:`~medcoss_components.engines.recorded_run.RecordedRun`:
         evaluator: of the tasks' validation data; None validates nothing and keeps the last round.
-        output_dir: the run's folder.
         tester: evaluator of the tasks' testing data; used once, with the kept weights.
-        name: for MLflow and progress bars; default: the folder's name.
-        settings: result-relevant settings; the folder refuses to go on with others.
         keep: "last" or "best" round, see :class:`~medcoss_components.engines.multitask_evaluation.RoundSelection`.
         validate_every: rounds between two validations; the last round is always validated.
         seed: of the bootstrap intervals.
-        log_interval: iterations between two records.
-        checkpoint_seconds: at least this long between two resume checkpoints.
-        tracking: whether MLflow records the run.
-        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
-        tracking_dir: where that database lies; default: ``output_dir``.
-        experiment: MLflow experiment.
-        parent_run_id: MLflow run that this one is nested in.
     """
 
     steps = STEPS
     record_name = RUN_RECORD
-    trainer: MultiTaskTrainer
 
-    def __init__(
-        self,
-        *,
-        trainer: MultiTaskTrainer,
-        evaluator: MultiTaskEvaluator | None,
-        output_dir: str | Path,
-        tester: MultiTaskEvaluator | None = None,
-        name: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        keep: str = "last",
-        validate_every: int = 1,
-        seed: int = 0,
-        log_interval: int = 20,
-        checkpoint_seconds: float = 300.0,
-        tracking: bool = True,
-        tracking_uri: str | None = None,
-        tracking_dir: str | Path | None = None,
-        experiment: str = "medcoss",
-        parent_run_id: str | None = None,
-    ) -> None:
-        super().__init__(
-            trainer=trainer,
-            output_dir=output_dir,
-            name=name,
-            settings=settings,
-            seed=seed,
-            log_interval=log_interval,
-            checkpoint_seconds=checkpoint_seconds,
-            tracking=tracking,
-            tracking_uri=tracking_uri,
-            tracking_dir=tracking_dir,
-            experiment=experiment,
-            parent_run_id=parent_run_id,
-        )
-        self.evaluator, self.tester = evaluator, tester
+    trainer: MultiTaskTrainer
+    evaluator: MultiTaskEvaluator | None
+    tester: MultiTaskEvaluator | None = None
+    keep: str = "last"
+    validate_every: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.selector = RoundSelection(
-            keep=keep,
+            keep=self.keep,
             folder=self.folder,
-            evaluator=evaluator,
-            every=validate_every,
+            evaluator=self.evaluator,
+            every=self.validate_every,
             writes=self.main,
             on_validated=self._on_validated,
         )

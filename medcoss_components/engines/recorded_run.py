@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +19,11 @@ from medcoss_components.tracking.runs import TrackedRun, Tracker, open_tracking
 logger = logging.getLogger(__name__)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class RecordedRun:
     """Runs each of ``steps`` once, in order, over any number of starts of the program.
 
-    A subclass has a method ``_<step>`` for every step.
+    A subclass is such a dataclass too, with the settings of its own, and has a method ``_<step>`` for every step.
 
     Args:
         trainer: the engine, holding network and data.
@@ -40,32 +42,30 @@ class RecordedRun:
 
     steps: ClassVar[tuple[str, ...]]
     record_name: ClassVar[str]
-    history: LossHistory
-    checkpoint: ResumeCheckpoint
+    trainer: Any
+    output_dir: str | Path
+    name: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    log_interval: int = 20
+    checkpoint_seconds: float = 300.0
+    tracking: bool = True
+    tracking_uri: str | None = None
+    tracking_dir: str | Path | None = None
+    experiment: str = "medcoss"
+    parent_run_id: str | None = None
 
-    def __init__(
-        self,
-        *,
-        trainer: Any,
-        output_dir: str | Path,
-        name: str | None,
-        settings: Mapping[str, Any] | None,
-        seed: int,
-        log_interval: int,
-        checkpoint_seconds: float,
-        tracking: bool,
-        tracking_uri: str | None,
-        tracking_dir: str | Path | None,
-        experiment: str,
-        parent_run_id: str | None,
-    ) -> None:
-        self.trainer = trainer
-        self.folder = Path(output_dir)
-        self.name = name or self.folder.name
-        self.settings = dict(settings or {})
-        self.seed, self.log_interval, self.checkpoint_seconds = seed, log_interval, checkpoint_seconds
-        self.tracking, self.tracking_uri, self.tracking_dir = tracking, tracking_uri, Path(tracking_dir or output_dir)
-        self.experiment, self.parent_run_id = experiment, parent_run_id
+    folder: Path = field(init=False)
+    main: bool = field(init=False)
+    record: StepRecord = field(init=False)
+    history: LossHistory = field(init=False)
+    checkpoint: ResumeCheckpoint = field(init=False)
+    tracked: TrackedRun = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.output_dir)
+        self.name = self.name or self.folder.name
+        self.settings = dict(self.settings or {})
         self.main = idist.get_rank() == 0
         self.tracked = TrackedRun(self.name)
 
@@ -108,7 +108,9 @@ class RecordedRun:
         self.record.save()
 
     def _tracker(self) -> Tracker:
-        return open_tracking(self.tracking_uri, self.tracking_dir, enabled=self.tracking and self.main)
+        return open_tracking(
+            self.tracking_uri, Path(self.tracking_dir or self.folder), enabled=self.tracking and self.main
+        )
 
     def _run_options(self) -> dict[str, Any]:
         return {

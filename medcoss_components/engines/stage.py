@@ -7,7 +7,8 @@ middle of an epoch when training was interrupted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,80 +34,42 @@ WORK_FILES = ("checkpoint.pt", "embeddings.npy")
 STEPS = ("train", "evaluate", "embed", "select", "artefacts")
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PretrainingStage(RecordedRun):
     """A stage of the chain, or a stage on its own.
 
-    Args:
-        trainer: the engine, holding network, data and strategy.
+    The folder receives model.pt, encoder.safetensors, buffer.json, metrics.json, history.json, vocabulary.json and
+    previews/.
+
+    Args, beside those of :class:`~medcoss_components.engines.recorded_run.RecordedRun`:
         dataset: prepared store of the current modality.
-        output_dir: the stage's folder; it receives model.pt, encoder.safetensors, buffer.json, metrics.json,
-            history.json, vocabulary.json and previews/.
         evaluator: pretext loss on validation data; None leaves it out.
-        name: for MLflow and progress bars; default: the folder's name.
-        settings: result-relevant settings; the folder refuses to go on with others.
         buffer_ratio: size of the rehearsal buffer, share of the samples, in (0, 1]; a strategy may have its own.
         cluster_ratio: k-means clusters, share of the samples, in (0, 1].
         materialise: copy the exemplars into the stage's folder, so that the next stage needs no earlier data.
-        seed: seed of the run.
-        log_interval: iterations between two records.
-        checkpoint_seconds: at least this long between two resume checkpoints.
         embedding_batch_size: samples per embedding batch.
         show_text: whether preview pictures may show words of reports (leave False for patients' data).
-        tracking: whether MLflow records the stage.
-        tracking_uri: MLflow address; None takes MLFLOW_TRACKING_URI or a database in ``tracking_dir``.
-        tracking_dir: where that database lies; default: ``output_dir``.
-        experiment: MLflow experiment.
-        parent_run_id: MLflow run of the chain.
     """
 
     steps = STEPS
     record_name = "stage.json"
 
-    def __init__(
-        self,
-        *,
-        trainer: Pretrainer,
-        dataset: Store,
-        output_dir: str | Path,
-        evaluator: PretextEvaluator | None = None,
-        name: str | None = None,
-        settings: Mapping[str, Any] | None = None,
-        buffer_ratio: float = 0.05,
-        cluster_ratio: float = 0.01,
-        materialise: bool = False,
-        seed: int = 0,
-        log_interval: int = 20,
-        checkpoint_seconds: float = 300.0,
-        embedding_batch_size: int = 64,
-        show_text: bool = False,
-        tracking: bool = True,
-        tracking_uri: str | None = None,
-        tracking_dir: str | Path | None = None,
-        experiment: str = "medcoss",
-        parent_run_id: str | None = None,
-    ) -> None:
-        super().__init__(
-            trainer=trainer,
-            output_dir=output_dir,
-            name=name,
-            settings=settings,
-            seed=seed,
-            log_interval=log_interval,
-            checkpoint_seconds=checkpoint_seconds,
-            tracking=tracking,
-            tracking_uri=tracking_uri,
-            tracking_dir=tracking_dir,
-            experiment=experiment,
-            parent_run_id=parent_run_id,
-        )
-        self.dataset, self.evaluator = dataset, evaluator
-        self.strategy = trainer.strategy
-        own_ratio = self.strategy.buffer_ratio
-        self.buffer_ratio = buffer_ratio if own_ratio is None else own_ratio
-        self.exemplars = exemplar_count(len(dataset), self.buffer_ratio)
-        self.clusters = cluster_count(len(dataset), cluster_ratio)
-        self.materialise = materialise
-        self.embedding_batch_size, self.show_text = embedding_batch_size, show_text
+    trainer: Pretrainer
+    dataset: Store
+    evaluator: PretextEvaluator | None = None
+    buffer_ratio: float = 0.05
+    cluster_ratio: float = 0.01
+    materialise: bool = False
+    embedding_batch_size: int = 64
+    show_text: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.strategy = self.trainer.strategy
+        if self.strategy.buffer_ratio is not None:
+            self.buffer_ratio = self.strategy.buffer_ratio
+        self.exemplars = exemplar_count(len(self.dataset), self.buffer_ratio)
+        self.clusters = cluster_count(len(self.dataset), self.cluster_ratio)
         self.on_step: Callable[[PretrainingStage, str], None] = lambda stage, step: None
 
     @property
