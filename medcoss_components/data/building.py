@@ -1,26 +1,27 @@
 """Preparing a store: many items, several processes, any number of interruptions, one result.
 
-Work happens in a hidden folder ``.<name>.work`` beside the final one. Finished parts stay there when a run is killed,
-and the next run goes on. When all parts are done they are joined to shards, and renaming the folder makes the
-store appear. A lock on ``.<name>.lock`` keeps a second process waiting; the operating system frees it when its
-holder dies.
+Finished parts stay in the work folder when a run is killed, and the next run goes on. When all parts are done they are
+joined to shards.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from medcoss_components.data.locking import locked
-from medcoss_components.data.manifest import Manifest
-from medcoss_components.data.modalities import Modality
+from medcoss_components.data.build_frame import (
+    BuildPlan,
+    building,
+    check_report,
+    hopeless,
+    require_good,
+    require_room,
+    useful_workers,
+)
 from medcoss_components.data.preparation import gives_several
 from medcoss_components.data.shards import (
     PartJob,
@@ -37,57 +38,29 @@ from medcoss_components.data.shards import (
     stored_dtype,
     write_shard,
 )
-from medcoss_components.data.store_sizes import size_text
 from medcoss_components.data.workers import available_cores, run_jobs
-from medcoss_components.errors import InputError
-from medcoss_components.files import is_disk_full, read_json, remove_partial, sha256_json, write_json
+from medcoss_components.files import read_json, remove_partial, sha256_json, write_json
 from medcoss_components.progress import progress as progress_bar
 from medcoss_components.text.vocabulary import Vocabulary
 
 STORE_FORMAT = 1
 NOTES = "notes.json"
-STOP_EARLY = 100  # so many bad items over the limit end a run before all items were tried
-REASONS_SHOWN = 3
 ENTRY_BYTES = 256  # generous size of a sample's line in items.json
-ITEMS_PER_WORKER = {2: 64, 3: 4}  # fewer than this do not pay for starting another process
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StorePlan:
-    """Everything that decides the bytes of a store, and where it goes."""
+class StorePlan(BuildPlan):
+    """The plan of a store of samples."""
 
-    manifest: Manifest
-    split: str
-    modality: Modality
-    settings: Mapping[str, Any]
     vocabulary: Vocabulary | None
-    store_dir: Path
 
     @property
     def key(self) -> str:
         """SHA-256 over the manifest's content, the split, the modality entry, the settings and the vocabulary."""
-        entry = {name: value for name, value in self.modality.to_dict().items() if name != "description"}
         vocabulary = None if self.vocabulary is None else self.vocabulary.hash
-        return sha256_json([STORE_FORMAT, self.manifest.hash, self.split, entry, dict(self.settings), vocabulary])
-
-    @property
-    def name(self) -> str:
-        return f"{self.modality.name}-{self.split}-{self.key[:12]}"
-
-    @property
-    def path(self) -> Path:
-        return self.store_dir / self.name
-
-    @property
-    def work(self) -> Path:
-        return self.store_dir / f".{self.name}.work"
-
-    @property
-    def failed_report(self) -> Path:
-        """Where the report goes when no store comes of it."""
-        return self.store_dir / f"{self.name}.report.json"
+        return sha256_json([STORE_FORMAT, self.manifest.hash, self.split, self.entry, dict(self.settings), vocabulary])
 
     @property
     def dtype(self) -> Any:
@@ -110,67 +83,14 @@ def build_store(plan: StorePlan, *, workers: int | None, max_bad_share: float, p
     Raises:
         InputError: too many bad items, no sample at all, a full disk, or a worker that died.
     """
-    make_store_dir(plan.store_dir)
-    lock = locked(plan.store_dir / f".{plan.name}.lock", what=plan.name)
-    with explain_failures(plan.store_dir, plan.name, lambda: _bytes_needed(plan)), lock:
-        if plan.path.exists():
+    with building(plan, lambda: _bytes_needed(plan)) as missing:
+        if not missing:
             return
-        plan.work.mkdir(exist_ok=True)
-        remove_partial(plan.work)
         if not (plan.work / "index.json").is_file():
             jobs = _jobs(plan)
             notes = _all_notes(plan, jobs, workers=workers, max_bad_share=max_bad_share, progress=progress)
             _write_store(plan, jobs, notes)
         _publish(plan)
-
-
-def make_store_dir(folder: Path) -> None:
-    """Make the folder of the stores; raise InputError where that is not possible."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"store_dir {folder}: cannot be made ({error.strerror}). Choose a folder that you may write to."
-        ) from error
-
-
-@contextmanager
-def explain_failures(store_dir: Path, name: str, needed: Callable[[], int]) -> Iterator[None]:
-    """Turn a full disk and a dead worker into messages that say what to do.
-
-    Args:
-        store_dir: folder of the stores.
-        name: of the store that is being prepared.
-        needed: bytes still to write; called when the disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if not is_disk_full(error):
-            raise
-        raise no_room(store_dir, name, needed()) from error
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"{name}: a preparation process died, most likely for lack of memory. Run again with fewer workers; "
-            "finished parts are kept."
-        ) from error
-
-
-def require_room(store_dir: Path, name: str, needed: int) -> None:
-    """Raise InputError when less than ``needed`` bytes are free for the store ``name``."""
-    if needed > shutil.disk_usage(store_dir).free:
-        raise no_room(store_dir, name, needed)
-
-
-def no_room(store_dir: Path, name: str, needed: int) -> InputError:
-    """What to say when the disk is full, or will be; ``needed`` is a lower bound while little is finished."""
-    free = shutil.disk_usage(store_dir).free
-    more = f"about {size_text(needed)}" if needed > free else "more than that"
-    return InputError(
-        f"store_dir {store_dir}: the disk is full: {size_text(free)} are free, {name} needs {more}. Free some room or "
-        "choose another store_dir; finished parts are kept and nothing unfinished is used. `medcoss doctor` with the "
-        "manifest tells how much its stores take."
-    )
 
 
 def _bytes_needed(plan: StorePlan) -> int:
@@ -213,7 +133,7 @@ def _all_notes(
     done = {job.number: note for job in jobs if (note := finished_note(job, with_bad=False)) is not None}
     missing = [job for job in jobs if job.number not in done]
     if not done:
-        require_room(plan.store_dir, plan.name, _bytes_needed(plan))
+        require_room(plan, _bytes_needed(plan))
     started, total = sum(len(jobs[number].items) for number in done), len(plan.manifest.items(plan.split))
     results = run_jobs(prepare_part, missing, workers=_worker_count(plan, missing, workers))
     with closing(results), _bar(plan, initial=started, shown=progress) as advance:
@@ -224,7 +144,7 @@ def _all_notes(
                 break
     tried = [job for job in jobs if job.number in done]
     notes = [done[job.number] for job in tried]
-    _require_good(plan, _report(tried, notes), max_bad_share)
+    require_good(plan, _report(tried, notes), max_bad_share)
     write_json(plan.work / NOTES, notes)
     return notes
 
@@ -246,21 +166,8 @@ def _worker_count(plan: StorePlan, jobs: list[PartJob], workers: int | None) -> 
         return 1  # the tokenizer has threads of its own
     if workers is not None:
         return min(workers, len(jobs))
-    useful = -(-sum(len(job.items) for job in jobs) // ITEMS_PER_WORKER[plan.modality.dimension])
+    useful = useful_workers(plan.modality, sum(len(job.items) for job in jobs))
     return min(available_cores(), useful, len(jobs))
-
-
-def hopeless(notes: Iterable[Mapping[str, Any]], *, items: int, max_bad_share: float) -> bool:
-    """Whether so many items are bad already that trying the rest would waste time.
-
-    Args:
-        notes: of the parts (``bad``: reasons by item) or cases (``bad``: the reason) that are done.
-        items: of the split.
-        max_bad_share: tolerated share.
-    """
-    found = (note.get("bad") or () for note in notes)
-    bad = sum(1 if isinstance(reasons, str) else len(reasons) for reasons in found)
-    return bad >= STOP_EARLY and bad > max_bad_share * items
 
 
 def _report(jobs: list[PartJob], notes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -278,39 +185,6 @@ def _report(jobs: list[PartJob], notes: list[dict[str, Any]]) -> dict[str, Any]:
         "constant_samples_left_out": sum(note["constant"] for note in notes),
         "bad_items": bad,
     }
-
-
-def _require_good(plan: StorePlan, report: dict[str, Any], max_bad_share: float) -> None:
-    """Check the report; when it fails, keep it beside the stores for the user to read."""
-    try:
-        check_report(report, max_bad_share=max_bad_share, path=plan.failed_report)
-    except InputError:
-        write_json(plan.failed_report, report)
-        raise
-    if report["bad_items"]:
-        count, items = len(report["bad_items"]), report["items"]
-        logger.warning("%d of %d items of %s are left out; see %s.", count, items, plan.name, plan.path / "report.json")
-
-
-def check_report(report: Mapping[str, Any], *, max_bad_share: float, path: Path) -> None:
-    """Raise InputError when more items are bad than tolerated, or none is good.
-
-    Args:
-        report: content of a ``report.json``.
-        max_bad_share: tolerated share.
-        path: where the user finds the report.
-    """
-    bad, items = report["bad_items"], report["items"]
-    if items and len(bad) <= max_bad_share * items and report["samples"]:
-        return
-    if not bad:
-        raise InputError(f"{path.name}: the split holds no item to prepare. Give a split with items.")
-    first = "; ".join(f"{entry['id']}: {entry['reason'].rstrip('.')}" for entry in bad[:REASONS_SHOWN])
-    raise InputError(
-        f"{len(bad)} of {items} items are bad (share {len(bad) / items:.4g}), max_bad_share={max_bad_share:g}; "
-        f"{report['samples']} samples are good. First: {first}. Full list: {path}. "
-        "Repair or remove these items, or raise max_bad_share."
-    )
 
 
 def _write_store(plan: StorePlan, jobs: list[PartJob], notes: list[dict[str, Any]]) -> None:

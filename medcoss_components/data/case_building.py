@@ -17,11 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from medcoss_components.data.building import check_report, explain_failures, hopeless, make_store_dir, require_room
+from medcoss_components.data.build_frame import (
+    BuildPlan,
+    building,
+    hopeless,
+    require_good,
+    require_room,
+    useful_workers,
+)
 from medcoss_components.data.cases import PreparedCase, prepare_case
 from medcoss_components.data.grids import value_counts
-from medcoss_components.data.locking import locked
-from medcoss_components.data.manifest import Item, Manifest
+from medcoss_components.data.manifest import Item
 from medcoss_components.data.masks import names_mask, read_labelled
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.workers import available_cores, run_jobs
@@ -32,41 +38,18 @@ from medcoss_components.randomness import numpy_generator_for
 
 CASE_FORMAT = 1
 POSITIONS = 10_000  # foreground positions kept per case
-ITEMS_PER_WORKER = {2: 64, 3: 4}  # fewer than this do not pay for starting another process
 
 
 @dataclass(frozen=True, kw_only=True)
-class CasePlan:
-    """Everything that decides the bytes of a case store, and where it goes."""
+class CasePlan(BuildPlan):
+    """The plan of a store of cases."""
 
-    manifest: Manifest
-    split: str
-    modality: Modality
-    settings: Mapping[str, Any]
-    store_dir: Path
+    kind = "cases-"
 
     @property
     def key(self) -> str:
         """SHA-256 over the manifest's content, the split, the modality entry and the settings."""
-        entry = {name: value for name, value in self.modality.to_dict().items() if name != "description"}
-        return sha256_json(["cases", CASE_FORMAT, self.manifest.hash, self.split, entry, dict(self.settings)])
-
-    @property
-    def name(self) -> str:
-        return f"{self.modality.name}-cases-{self.split}-{self.key[:12]}"
-
-    @property
-    def path(self) -> Path:
-        return self.store_dir / self.name
-
-    @property
-    def work(self) -> Path:
-        return self.store_dir / f".{self.name}.work"
-
-    @property
-    def failed_report(self) -> Path:
-        """Where the report goes when no store comes of it."""
-        return self.store_dir / f"{self.name}.report.json"
+        return sha256_json(["cases", CASE_FORMAT, self.manifest.hash, self.split, self.entry, dict(self.settings)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +78,15 @@ def build_cases(plan: CasePlan, *, workers: int | None, max_bad_share: float, pr
     Raises:
         InputError: too many bad cases, no good one, a full disk, or a worker that died.
     """
-    make_store_dir(plan.store_dir)
-    lock = locked(plan.store_dir / f".{plan.name}.lock", what=plan.name)
-    with explain_failures(plan.store_dir, plan.name, lambda: _bytes_needed(plan)), lock:
-        if plan.path.exists():
+    with building(plan, lambda: _bytes_needed(plan)) as missing:
+        if not missing:
             return
-        plan.work.mkdir(exist_ok=True)
-        remove_partial(plan.work)
         jobs = _jobs(plan)
         notes = _all_notes(plan, jobs, workers=workers, max_bad_share=max_bad_share, progress=progress)
         tried = [job for job in jobs if job.number in notes]
         ordered = [notes[job.number] for job in tried]
         report = _report(tried, ordered)
-        _require_good(plan, report, max_bad_share)
+        require_good(plan, report, max_bad_share)
         _publish(plan, tried, ordered, report)
 
 
@@ -140,7 +119,7 @@ def _all_notes(
     """Notes by case, making the missing ones; cases that were bad are tried again. A hopeless run stops early."""
     notes = {job.number: note for job in jobs if (note := _finished(job)) is not None}
     missing = [job for job in jobs if job.number not in notes]
-    require_room(plan.store_dir, plan.name, _bytes_needed(plan))
+    require_room(plan, _bytes_needed(plan))
     results = run_jobs(store_case, missing, workers=_worker_count(plan, len(missing), workers))
     description = f"prepare {plan.modality.name} cases"
     bar = (
@@ -171,7 +150,7 @@ def _size(path: Path) -> int | None:
 
 
 def _worker_count(plan: CasePlan, count: int, workers: int | None) -> int:
-    useful = -(-count // ITEMS_PER_WORKER[plan.modality.dimension])
+    useful = useful_workers(plan.modality, count)
     return min(workers or min(available_cores(), useful), max(1, count))
 
 
@@ -257,14 +236,6 @@ def _report(jobs: list[CaseJob], notes: list[dict[str, Any]]) -> dict[str, Any]:
     bad = [{"id": job.item.id, "reason": note["bad"]} for job, note in zip(jobs, notes, strict=True) if "bad" in note]
     good = len(jobs) - len(bad)
     return {"items": len(jobs), "samples": good, "bad_share": len(bad) / max(1, len(jobs)), "bad_items": bad}
-
-
-def _require_good(plan: CasePlan, report: dict[str, Any], max_bad_share: float) -> None:
-    try:
-        check_report(report, max_bad_share=max_bad_share, path=plan.failed_report)
-    except InputError:
-        write_json(plan.failed_report, report)
-        raise
 
 
 def _publish(plan: CasePlan, jobs: list[CaseJob], notes: list[dict[str, Any]], report: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from medcoss_components.data.building import STORE_FORMAT, StorePlan, build_store, check_report
+from medcoss_components.data.build_frame import check_report
+from medcoss_components.data.building import STORE_FORMAT, StorePlan, build_store
 from medcoss_components.data.manifest import Manifest, read_manifest
 from medcoss_components.data.modalities import Modality, get_modality
 from medcoss_components.data.preparation import resolve_preparation

@@ -11,16 +11,17 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer, SimpleInferer
+from monai.inferers import Inferer
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.nn import functional
 
 from medcoss_components.continual.strategies.base import LossTerm
 from medcoss_components.data.contrastive_loader import ContrastiveLoader
-from medcoss_components.data.sampler import PretrainingLoader, rank_rows
+from medcoss_components.data.sampler import rank_rows
 from medcoss_components.data.views import PairTransform
-from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.evaluator import Evaluator
+from medcoss_components.engines.optimisation import autocast
 from medcoss_components.engines.trainer import ResumableTrainer, global_mean
 from medcoss_components.errors import InputError
 from medcoss_components.files import write_json
@@ -213,7 +214,7 @@ def keys_of_all_ranks(keys: Tensor, batch: dict[str, Any]) -> Tensor:
     return ordered
 
 
-class ContrastiveEvaluator(SupervisedEvaluator):
+class ContrastiveEvaluator(Evaluator):
     """How well two views of an image find each other among all images of a held-out data set.
 
     Both views go through the network in evaluation mode (the key network belongs to the training), and are drawn alike
@@ -223,52 +224,25 @@ class ContrastiveEvaluator(SupervisedEvaluator):
     top1 depends on N, so it compares runs on one data set only.
 
     Args:
-        device: where the network is.
-        val_data_loader: a :class:`~medcoss_components.data.sampler.PretrainingLoader` that does not shuffle.
-        network: gives (B, d) for images: the query network, or a backbone's pooled features.
         preprocessing: draws and makes the views; its own seed decides them.
-        precision: as in training.
-        inferer: MONAI inferer that calls the network.
-        val_handlers: further handlers.
+        options: those of :class:`~medcoss_components.engines.evaluator.Evaluator`; the loader is a
+            :class:`~medcoss_components.data.sampler.PretrainingLoader` that does not shuffle, the network gives (B, d)
+            for images (the query network, or a backbone's pooled features).
     """
 
-    def __init__(
-        self,
-        *,
-        device: torch.device | str,
-        val_data_loader: PretrainingLoader,
-        network: torch.nn.Module,
-        preprocessing: PairTransform,
-        precision: str = "bf16",
-        inferer: Inferer | None = None,
-        val_handlers: Sequence[Any] = (),
-    ) -> None:
-        device = torch.device(device)
-        self.precision = check_precision(precision, device)
+    def __init__(self, *, preprocessing: PairTransform, **options: Any) -> None:
         self.preprocessing = preprocessing
         self.pairs: list[tuple[Tensor, Tensor]] = []
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network.to(device),
-            inferer=SimpleInferer() if inferer is None else inferer,
-            val_handlers=list(val_handlers),
-            decollate=False,
-        )
+        super().__init__(**options)
         self.add_event_handler(Events.EPOCH_STARTED, self._reset)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
-
-    @property
-    def dataset(self) -> Any:
-        return self.data_loader.dataset
 
     def _reset(self, engine: SupervisedEvaluator) -> None:
         self.pairs = []
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
         views = self.preprocessing.pair({**batchdata, "epoch": 0}, self.state.device)
-        self.network.eval()
-        with torch.no_grad(), autocast(self.precision, self.state.device):
+        with self.evaluating():
             first, second = (functional.normalize(self.inferer(view, self.network).float(), dim=1) for view in views)
         count = batchdata["count"]
         self.pairs.append((rows_of_all_ranks(first, count), rows_of_all_ranks(second, count)))

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys
 
 from medcoss_components.data.modalities import Modality
@@ -20,7 +19,8 @@ from medcoss_components.data.prefetch import read_batches
 from medcoss_components.data.sampler import PretrainingLoader, SampleSource, rank_rows
 from medcoss_components.data.transforms import to_model_input
 from medcoss_components.engines.batches import real_length
-from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.evaluator import Evaluator
+from medcoss_components.engines.optimisation import autocast
 from medcoss_components.errors import InputError
 from medcoss_components.files import atomic_path
 from medcoss_components.progress import progress
@@ -103,7 +103,7 @@ def save_rank_rows(own: np.ndarray, path: Path) -> None:
     idist.barrier()
 
 
-class EmbeddingEvaluator(SupervisedEvaluator):
+class EmbeddingEvaluator(Evaluator):
     """Writes one vector per sample of a loader to a Parquet file.
 
     The file has the columns id (string), modality (string) and embedding (fixed-size list of D float32), in store
@@ -111,14 +111,11 @@ class EmbeddingEvaluator(SupervisedEvaluator):
     One process only: embed a large data set on several GPUs by several manifests.
 
     Args:
-        device: where the network runs.
         val_data_loader: a :class:`~medcoss_components.data.sampler.PretrainingLoader` that does not shuffle.
-        network: the pre-training model with trained weights.
-        path: output file, ends in .parquet; None keeps the vectors in ``state.metrics["embeddings"]`` alone.
+        path: output file, ends in .parquet; None writes none, ``state.metrics["embeddings"]`` is the number of vectors.
         vocabulary: needed for text.
-        precision: "float32" or "bf16".
-        inferer: MONAI inferer that calls the network.
-        val_handlers: further handlers.
+        options: the others of :class:`~medcoss_components.engines.evaluator.Evaluator`; the network is the pre-training
+            model with trained weights.
 
     Raises:
         InputError: when ``path`` does not end in .parquet, text comes without a vocabulary, or there are several
@@ -128,14 +125,10 @@ class EmbeddingEvaluator(SupervisedEvaluator):
     def __init__(
         self,
         *,
-        device: torch.device | str,
         val_data_loader: PretrainingLoader,
-        network: torch.nn.Module,
         path: str | Path | None = None,
         vocabulary: Vocabulary | None = None,
-        precision: str = "bf16",
-        inferer: Inferer | None = None,
-        val_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         self.path = None if path is None else Path(path)
         if self.path is not None and self.path.suffix != ".parquet":
@@ -143,21 +136,13 @@ class EmbeddingEvaluator(SupervisedEvaluator):
         ranks = idist.get_world_size()
         if ranks > 1:
             raise InputError(f"embeddings are written by one process, this is one of {ranks}; start without torchrun")
-        self.precision = check_precision(precision, torch.device(device))
         self.modalities = val_data_loader.modalities
         if vocabulary is None and any(entry.dimension == 1 for entry in self.modalities.values()):
             raise InputError("embedding texts needs the vocabulary that encoded them: set `vocabulary`")
         self.pad_id = None if vocabulary is None else vocabulary.pad_id
         self.ids: list[str] = []
         self.vectors: list[np.ndarray] = []
-        super().__init__(
-            device=torch.device(device),
-            val_data_loader=val_data_loader,
-            network=network.to(device),
-            inferer=SimpleInferer() if inferer is None else inferer,
-            val_handlers=list(val_handlers),
-            decollate=False,
-        )
+        super().__init__(val_data_loader=val_data_loader, **options)
         self.add_event_handler(Events.EPOCH_STARTED, self._reset)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 

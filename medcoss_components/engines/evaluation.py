@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys
 
 from medcoss_components.continual.strategies.base import LossTerm, pretext_term
 from medcoss_components.data.sampler import PretrainingLoader
 from medcoss_components.engines.batches import settings_for, step_batch
-from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.evaluator import Evaluator
 from medcoss_components.files import write_json
 from medcoss_components.text.vocabulary import Vocabulary
 
 
-class PretextEvaluator(SupervisedEvaluator):
+class PretextEvaluator(Evaluator):
     """Mean pretext loss over a loader in eval mode, without augmentation and with the same masks at every call.
 
     After :meth:`run`, ``state.metrics["pretext_loss"]`` is the mean over all removed patches or chosen tokens of the
     data set (rank-wise sums are added up).
 
     Args:
-        device: where the network is.
         val_data_loader: a :class:`~medcoss_components.data.sampler.PretrainingLoader` that does not shuffle.
         network: the pre-training model.
         vocabulary: needed for text.
         seed: of the masks.
-        precision, mask_ratio, masked_word_share: as in training.
-        inferer: MONAI inferer that calls the network.
-        val_handlers: further handlers.
+        mask_ratio, masked_word_share: as in training.
+        options: the others of :class:`~medcoss_components.engines.evaluator.Evaluator`.
     """
 
     def __init__(
         self,
         *,
-        device: torch.device | str,
         val_data_loader: PretrainingLoader,
         network: torch.nn.Module,
         vocabulary: Vocabulary | None = None,
         seed: int = 0,
-        precision: str = "bf16",
         mask_ratio: float = 0.75,
         masked_word_share: float = 0.15,
-        inferer: Inferer | None = None,
-        val_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
-        device = torch.device(device)
-        self.precision = check_precision(precision, device)
         self.modalities = val_data_loader.modalities
         self.settings = settings_for(
             network,
@@ -63,14 +54,7 @@ class PretextEvaluator(SupervisedEvaluator):
             augment=False,
         )
         self.terms: list[LossTerm] = []
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network.to(device),
-            inferer=SimpleInferer() if inferer is None else inferer,
-            val_handlers=list(val_handlers),
-            decollate=False,
-        )
+        super().__init__(val_data_loader=val_data_loader, network=network, **options)
         self.add_event_handler(Events.EPOCH_STARTED, self._reset)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._summarise)
 
@@ -80,8 +64,7 @@ class PretextEvaluator(SupervisedEvaluator):
         prepared = step_batch(
             batch, modality=self.modalities[batch["modality"]], settings=self.settings, device=self.state.device
         )
-        self.network.eval()
-        with torch.no_grad(), autocast(self.precision, self.state.device):
+        with self.evaluating():
             term = pretext_term(
                 "pretext", lambda inputs, **arguments: self.inferer(inputs, self.network, **arguments), prepared
             )

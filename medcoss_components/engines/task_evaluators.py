@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.inferers import Inferer, SlidingWindowInferer
 from monai.utils.enums import CommonKeys
 
+from medcoss_components.engines.evaluator import Evaluator
 from medcoss_components.engines.finetuning import without_padding
-from medcoss_components.engines.optimisation import autocast, check_precision
 from medcoss_components.engines.task_losses import as_float32
 from medcoss_components.errors import InputError
 from medcoss_components.progress import progress
@@ -28,53 +28,26 @@ if TYPE_CHECKING:
 THRESHOLD = 0.5
 
 
-class TaskEvaluator(SupervisedEvaluator):
+class TaskEvaluator(Evaluator):
     """What the evaluators share: eval mode, precision, progress, and gathering what all ranks have seen.
 
     After :meth:`run`, ``state.metrics`` holds the numbers and :meth:`result` the result object, on every rank.
 
     Args:
-        device: where the network runs.
-        val_data_loader: labelled data in order (``shuffle=False``).
-        network: the task network.
         preprocessing: turns stored samples into inputs.
-        precision: "float32", "bf16" or "fp16".
-        inferer: MONAI inferer that calls the network.
-        val_handlers: further handlers.
+        options: those of :class:`~medcoss_components.engines.evaluator.Evaluator`.
     """
 
-    def __init__(
-        self,
-        *,
-        device: torch.device | str,
-        val_data_loader: Any,
-        network: torch.nn.Module,
-        preprocessing: TaskTransform,
-        precision: str = "bf16",
-        inferer: Inferer | None = None,
-        val_handlers: Sequence[Any] = (),
-    ) -> None:
-        device = torch.device(device)
-        self.precision, self.preprocessing = check_precision(precision, device), preprocessing
+    def __init__(self, *, preprocessing: TaskTransform, **options: Any) -> None:
+        self.preprocessing = preprocessing
         self.description = "validate"
         self.seen: list[Any] = []
         self.bar: Any = None
         self._result: Any = None
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network.to(device),
-            inferer=SimpleInferer() if inferer is None else inferer,
-            val_handlers=list(val_handlers),
-            decollate=False,
-        )
+        super().__init__(**options)
         self.add_event_handler(Events.EPOCH_STARTED, self._reset)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
         self.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
-
-    @property
-    def dataset(self) -> Any:
-        return self.data_loader.dataset
 
     def result(self) -> Any:
         """The result object of the last :meth:`run`.
@@ -98,10 +71,9 @@ class TaskEvaluator(SupervisedEvaluator):
         self.bar = progress(description=self.description, total=self.state.epoch_length, unit="batch", leave=False)
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict[str, Any]:
-        self.network.eval()
         inputs = self.preprocessing.evaluation(batchdata["raw"], self.state.device)
         inputs = without_padding(inputs, self.network)
-        with torch.no_grad(), autocast(self.precision, self.state.device):
+        with self.evaluating():
             logits = as_float32(self.inferer(inputs, self.network))
         self.seen += self.observe(batchdata, inputs, logits)
         self.bar.update()

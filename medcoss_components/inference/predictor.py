@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer, SimpleInferer
 
 from medcoss_components._version import __version__
-from medcoss_components.engines.optimisation import autocast, check_precision
+from medcoss_components.engines.evaluator import Evaluator
+from medcoss_components.engines.optimisation import autocast
 from medcoss_components.engines.task_losses import as_float32
 from medcoss_components.engines.trained_settings import check_inputs
 from medcoss_components.errors import InputError
@@ -26,21 +26,17 @@ from medcoss_components.progress import progress
 Row = dict[str, Any]
 
 
-class Predictor(SupervisedEvaluator):
+class Predictor(Evaluator):
     """Runs a network over cases; subclasses say what becomes of one list of cases (:meth:`predict`).
 
     Args:
-        device: where the network runs.
         val_data_loader: the cases.
-        network: with its weights.
         preprocessing: the ``TaskTransform`` of the training; its ``evaluation`` makes inputs of stored values.
         output_dir: folder of all outputs; one that was begun with the same settings is gone on with.
         settings: what else decides the outputs, as JSON values.
-        precision: float32, bf16 or fp16.
-        inferer: MONAI inferer that calls the network; None calls it once.
         source_name: whether tables name each case's file below the input.
         raise_on_failure: raise when cases failed, after all outputs are written.
-        val_handlers: further handlers.
+        options: the others of :class:`~medcoss_components.engines.evaluator.Evaluator`; the network has its weights.
 
     Attributes:
         rows: finished cases by identifier, as in ``predictions.csv``.
@@ -52,33 +48,20 @@ class Predictor(SupervisedEvaluator):
     def __init__(
         self,
         *,
-        device: torch.device | str,
         val_data_loader: InferenceLoader,
-        network: torch.nn.Module,
         preprocessing: Any,
         output_dir: str | Path,
         settings: dict[str, Any],
-        precision: str = "bf16",
-        inferer: Inferer | None = None,
         source_name: bool = True,
         raise_on_failure: bool = True,
-        val_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
-        device = torch.device(device)
-        self.precision = check_precision(precision, device)
         self.loader, self.cases, self.preprocessing = val_data_loader, val_data_loader.cases, preprocessing
         self.output_dir, self.source_name, self.raise_on_failure = Path(output_dir), source_name, raise_on_failure
         self.settings, self.failures = settings, list[tuple[str, str, str]]()
         self.record: RunRecord | None = None
         self._bar: Any = None
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network.to(device),
-            inferer=SimpleInferer() if inferer is None else inferer,
-            val_handlers=list(val_handlers),
-            decollate=False,
-        )
+        super().__init__(val_data_loader=val_data_loader, **options)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
 
     def _check_cases(self, loader: InferenceLoader) -> None:

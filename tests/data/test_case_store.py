@@ -5,7 +5,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from medcoss_components.data import building, case_building
+from medcoss_components.data import build_frame, case_building
 from medcoss_components.data.case_building import foreground_positions
 from medcoss_components.data.case_store import CaseStore, cut_window, prepare_cases
 from medcoss_components.data.manifest import read_manifest
@@ -187,7 +187,7 @@ class TestBadCases:
 
     def test_too_little_room_is_seen_before_the_start(self, volumes, prepare, monkeypatch, tmp_path):
         usage = namedtuple("usage", "total used free")
-        monkeypatch.setattr(building.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 6911, 6911))
+        monkeypatch.setattr(build_frame.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 6911, 6911))
         monkeypatch.setattr(case_building, "store_case", None)
         with pytest.raises(InputError, match=r"6.9 kB are free, ct-cases-training-\w+ needs about 6.9 kB"):
             prepare(volumes)  # three cases of at least 6 x 16 x 8 voxels: int16 image and uint8 mask, 6912 bytes
@@ -202,8 +202,8 @@ class TestBadCases:
             return work(job)
 
         monkeypatch.setattr(case_building, "store_case", full_at_second)
-        told = case_building.explain_failures
-        monkeypatch.setattr(case_building, "explain_failures", lambda *args: needs.append(args[2]) or told(*args))
+        told = case_building.building
+        monkeypatch.setattr(case_building, "building", lambda *args: needs.append(args[1]) or told(*args))
         with pytest.raises(InputError, match=r"the disk is full"):
             prepare(volumes)
         written = sum(seen[0].file(kind).stat().st_size for kind in ("image", "mask", "positions"))
@@ -214,7 +214,7 @@ class TestBadCases:
         manifest = synthetic_manifest(tmp_path / "many", "ct", count=8, shape=(6, 8, 8), regions={"core": [1]})
         for file in (tmp_path / "many").rglob("*.nii*"):
             file.write_bytes(b"no volume")
-        monkeypatch.setattr(building, "STOP_EARLY", 3)
+        monkeypatch.setattr(build_frame, "STOP_EARLY", 3)
         with pytest.raises(InputError, match="3 of 3 items are bad"):
             prepare(manifest)
 

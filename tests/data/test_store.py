@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from medcoss_components.data import building, shards
+from medcoss_components.data import build_frame, building, shards
 from medcoss_components.data import store as store_module
 from medcoss_components.data.manifest import read_manifest
 from medcoss_components.data.modalities import get_modality
@@ -394,7 +394,7 @@ class TestBadItems:
     def test_hopeless_runs_stop_early(self, tmp_path, monkeypatch):
         path = make_manifest(tmp_path, "xray", count=40)
         shutil.rmtree(tmp_path / "files")
-        monkeypatch.setattr(building, "STOP_EARLY", 5)
+        monkeypatch.setattr(build_frame, "STOP_EARLY", 5)
         with pytest.raises(InputError, match="6 of 6 items are bad"):
             prepare(path, "xray", tmp_path / "s")
 
@@ -407,7 +407,7 @@ class TestBadItems:
 class TestDiskFull:
     def test_too_little_room_is_seen_before_the_start(self, manifests, tmp_path, monkeypatch):
         usage = namedtuple("usage", "total used free")
-        monkeypatch.setattr(building.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
+        monkeypatch.setattr(build_frame.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 100, 100))
         with pytest.raises(InputError, match=rf"store_dir {tmp_path}.*100 B are free, xray-\S+ needs about 4.8 kB\."):
             prepare(manifests["xray"], "xray", tmp_path)
 
