@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 
 from medcoss_components.errors import InputError
 from medcoss_components.inference.cases import InferenceCase, InferenceLoader
@@ -24,8 +22,7 @@ class ClassificationPredictor(Predictor):
 
     Args:
         classes: names in the order of the network's outputs.
-        device, val_data_loader, network, preprocessing, output_dir, precision, inferer, source_name, raise_on_failure,
-            val_handlers: see :class:`~medcoss_components.inference.predictor.Predictor`.
+        options: those of :class:`~medcoss_components.inference.predictor.Predictor` but ``settings``.
 
     Raises:
         InputError: cases that were found for segmentation.
@@ -33,36 +30,10 @@ class ClassificationPredictor(Predictor):
 
     task = "classification"
 
-    def __init__(
-        self,
-        *,
-        device: torch.device | str,
-        val_data_loader: InferenceLoader,
-        network: torch.nn.Module,
-        preprocessing: Any,
-        classes: Sequence[str],
-        output_dir: str | Path,
-        precision: str = "bf16",
-        inferer: Inferer | None = None,
-        source_name: bool = True,
-        raise_on_failure: bool = True,
-        val_handlers: Sequence[Any] = (),
-    ) -> None:
+    def __init__(self, *, val_data_loader: InferenceLoader, classes: Sequence[str], **options: Any) -> None:
         self._check_cases(val_data_loader)
         self.classes = [str(name) for name in classes]
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network,
-            preprocessing=preprocessing,
-            output_dir=output_dir,
-            settings={"classes": self.classes},
-            precision=precision,
-            inferer=inferer,
-            source_name=source_name,
-            raise_on_failure=raise_on_failure,
-            val_handlers=val_handlers,
-        )
+        super().__init__(val_data_loader=val_data_loader, settings={"classes": self.classes}, **options)
 
     def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
         raws = [case.raw for case in cases if case.raw is not None]

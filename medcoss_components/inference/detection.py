@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 
 from medcoss_components.data.boxes import resolve_categories
 from medcoss_components.data.plane_geometry import PlaneGeometry
@@ -40,8 +38,7 @@ class DetectionPredictor(Predictor):
         categories: names in the order of the network's outputs.
         threshold: boxes of at least this score are written.
         overlay: whether pictures are written.
-        device, val_data_loader, network, preprocessing, output_dir, precision, inferer, source_name, raise_on_failure,
-            val_handlers: see :class:`~medcoss_components.inference.predictor.Predictor`.
+        options: those of :class:`~medcoss_components.inference.predictor.Predictor` but ``settings``.
 
     Raises:
         InputError: cases of another kind, a threshold outside of (0, 1), or categories named twice.
@@ -52,37 +49,18 @@ class DetectionPredictor(Predictor):
     def __init__(
         self,
         *,
-        device: torch.device | str,
         val_data_loader: InferenceLoader,
-        network: torch.nn.Module,
-        preprocessing: Any,
         categories: Sequence[str],
-        output_dir: str | Path,
-        precision: str = "bf16",
-        inferer: Inferer | None = None,
         threshold: float = THRESHOLD,
-        source_name: bool = True,
         overlay: bool = True,
-        raise_on_failure: bool = True,
-        val_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         self._check_cases(val_data_loader)
         self.categories = list(resolve_categories(categories))
         self.threshold, self.overlay = float(threshold), overlay
         check_threshold(self.threshold)
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network,
-            preprocessing=preprocessing,
-            output_dir=output_dir,
-            settings={"categories": self.categories, "threshold": self.threshold, "overlay": overlay},
-            precision=precision,
-            inferer=inferer,
-            source_name=source_name,
-            raise_on_failure=raise_on_failure,
-            val_handlers=val_handlers,
-        )
+        settings = {"categories": self.categories, "threshold": self.threshold, "overlay": overlay}
+        super().__init__(val_data_loader=val_data_loader, settings=settings, **options)
 
     def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
         inputs = self.inputs(torch.cat([case.raw for case in cases if case.raw is not None]))

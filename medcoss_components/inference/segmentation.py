@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,8 +44,7 @@ class SegmentationPredictor(Predictor):
         formats: "auto", or a list out of nifti (volumes), png (images) and dicom_seg (DICOM input; needs highdicom).
             auto: nifti or png, and for DICOM input also dicom_seg where highdicom is installed and the source has what
             it refers to (else the column ``note`` says what is missing).
-        device, val_data_loader, network, preprocessing, output_dir, precision, inferer, source_name, raise_on_failure,
-            val_handlers: see :class:`~medcoss_components.inference.predictor.Predictor`.
+        options: those of :class:`~medcoss_components.inference.predictor.Predictor` but ``settings``.
 
     Raises:
         InputError: cases of another kind, an unknown format, highdicom missing though asked for, or a threshold
@@ -58,20 +56,13 @@ class SegmentationPredictor(Predictor):
     def __init__(
         self,
         *,
-        device: torch.device | str,
         val_data_loader: InferenceLoader,
-        network: torch.nn.Module,
-        preprocessing: Any,
         regions: Mapping[str, Any],
-        output_dir: str | Path,
-        precision: str = "bf16",
         inferer: Inferer | None = None,
         threshold: float = 0.5,
-        source_name: bool = True,
         overlay: bool = True,
         formats: str | Sequence[str] = "auto",
-        raise_on_failure: bool = True,
-        val_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         self._check_cases(val_data_loader)
         if not 0 < threshold < 1:
@@ -80,19 +71,8 @@ class SegmentationPredictor(Predictor):
         self.axes = val_data_loader.cases.modality.dimension
         self.formats, self.choose_formats = chosen_formats(formats, self.axes), formats == "auto"
         settings = {"regions": self.regions, "threshold": threshold, "formats": list(self.formats), "overlay": overlay}
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            network=network,
-            preprocessing=preprocessing,
-            output_dir=output_dir,
-            settings=settings | {"inferer": _described(inferer)},
-            precision=precision,
-            inferer=inferer,
-            source_name=source_name,
-            raise_on_failure=raise_on_failure,
-            val_handlers=val_handlers,
-        )
+        settings["inferer"] = _described(inferer)
+        super().__init__(val_data_loader=val_data_loader, settings=settings, inferer=inferer, **options)
 
     def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
         for case in cases:
