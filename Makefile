@@ -28,7 +28,7 @@ demo: install ## fetch the sample data and run the five-stage chain on the CPU
 test: install lint ## bundles up to date, all tests, coverage of the package at least 90 %
 	$(BIN)/medcoss bundles build --check
 	$(BIN)/medcoss manifest pages docs/data --check
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90 -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=90 -q --durations=25
 
 lint: install
 	$(BIN)/ruff check .

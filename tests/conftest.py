@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 
-os.environ.update(MEDCOSS_PROGRESS="0", MPLBACKEND="Agg", MLFLOW_DISABLE_TELEMETRY="true", CUDA_VISIBLE_DEVICES="")
+os.environ.update(MEDCOSS_PROGRESS="0", MEDCOSS_ID_SALT="a salt for tests only", CUDA_VISIBLE_DEVICES="")
+os.environ.update(MPLBACKEND="Agg", MLFLOW_DISABLE_TELEMETRY="true")
 for name in ("MLFLOW_TRACKING_URI", "MEDCOSS_DEBUG", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
     os.environ.pop(name, None)
 

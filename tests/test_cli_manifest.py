@@ -12,11 +12,6 @@ from medcoss_components.data.synthetic import synthetic_manifest
 from medcoss_components.data.writers import write_picture
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 @pytest.fixture
 def films(tmp_path):
     """30 pictures of 30 patients, a table of labels, and 25 files that are no pictures."""

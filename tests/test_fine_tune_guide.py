@@ -53,7 +53,6 @@ def test_every_command_of_the_guide(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "MEDCOSS_ID_SALT": "a salt of the test",
     }
     script = page_commands(ROOT / "docs" / "fine-tune.md")
     for setting in ("--max_epochs 2", "--split testing"):  # stores beside the bundle would be in the repository

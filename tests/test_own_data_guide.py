@@ -89,7 +89,6 @@ def folder(tmp_path, monkeypatch):
     write_table(tmp_path / "notes.csv", notes)
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt of the test")
     return tmp_path
 
 

@@ -20,6 +20,7 @@ from medcoss_components.data.manifest_summary import aligned
 from medcoss_components.data.readers import read_image, read_volume
 from medcoss_components.data.readers_common import ARBITRARY
 from medcoss_components.errors import InputError
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.progress import progress
 from medcoss_components.randomness import numpy_generator_for
 
@@ -104,23 +105,12 @@ def _results(
     return good, len(results) - len(good)
 
 
-def spread_evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """``count`` items from the first to the last, or all where there are no more.
-
-    >>> spread_evenly("abcdefg", 3)
-    ['a', 'd', 'g']
-    """
-    if len(items) <= count:
-        return list(items)
-    return [items[place] for place in np.linspace(0, len(items) - 1, count).round().astype(int)]
-
-
 def _sizes(pool: ThreadPoolExecutor, manifest: Manifest, split: str, count: int) -> dict[str, Any]:
     items = manifest.items(split)
     if items[0].image is not None and items[0].image.is_dir():
         count = min(count, SERIES)
     look = read_image_grid if manifest.modality.dimension == 2 else read_volume_grid
-    chosen = spread_evenly(items, count)
+    chosen = [items[place] for place in evenly_spread(len(items), count)]
     grids, bad = _results(pool, lambda item: look(Path(str(item.image))), chosen, f"{split}: look at sizes")
     content: dict[str, Any] = {"items": len(grids), "bad": bad}
     if grids:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from medcoss_components.data.readers_common import naming_file, require_file
+from medcoss_components.data.readers_dicom import quieten
 from medcoss_components.errors import InputError
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -69,6 +70,7 @@ def read_structure_set(path: str | Path) -> StructureSet:
     """
     import pydicom
 
+    quieten()
     path = require_file(path)
     with naming_file(path, show_detail=False):
         dataset = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS), stop_before_pixels=True)

@@ -13,6 +13,7 @@ import numpy as np
 from medcoss_components.data.manifest import Item, Manifest
 from medcoss_components.data.modalities import Modality
 from medcoss_components.errors import InputError
+from medcoss_components.even_spread import evenly_spread
 
 TRIED = 3  # items of a split that are prepared for the estimate
 HEADER = 128  # bytes of an .npy file before its values
@@ -89,17 +90,17 @@ def estimate_cases(
 
 def _from_a_few(items: Sequence[Item], size: Any, tried: int) -> StoreEstimate:
     """The mean size of a few items, spread evenly, times their number; unreadable items count as others."""
-    count = min(tried, len(items))
+    places = evenly_spread(len(items), tried)
     sizes, reasons = [], []
-    for item in (items[len(items) * number // count] for number in range(count)):
+    for place in places:
         try:
-            sizes.append(size(item))
+            sizes.append(size(items[place]))
         except Exception as error:  # any reader can fail on a damaged file; the preparation will list it
             if isinstance(error, MemoryError):
                 raise
             reasons.append(str(error).rstrip(".") if isinstance(error, InputError) else type(error).__name__)
     mean = sum(sizes) / len(sizes) if sizes else 0.0
-    return StoreEstimate(round(mean * len(items)), len(items), count, len(reasons), reasons[0] if reasons else "")
+    return StoreEstimate(round(mean * len(items)), len(items), len(places), len(reasons), reasons[0] if reasons else "")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -18,6 +18,7 @@ from medcoss_components.data.transforms import to_model_input
 from medcoss_components.engines.batches import step_batch
 from medcoss_components.engines.handlers import memory_metrics
 from medcoss_components.engines.optimisation import autocast
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.tracking import previews
 
 if TYPE_CHECKING:
@@ -85,11 +86,6 @@ def write_previews(stage: PretrainingStage) -> None:
     previews.loss_curves(stage.history.to_json(), folder / "loss.png")
 
 
-def spread(total: int, count: int) -> np.ndarray:
-    """``count`` positions spread evenly over 0..total-1 (all of them when there are fewer)."""
-    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
-
-
 def _preview_batch(stage: PretrainingStage, source: SampleSource, rows: np.ndarray) -> Any:
     settings = stage.trainer.settings
     fixed = replace(settings, augment=False)
@@ -99,7 +95,7 @@ def _preview_batch(stage: PretrainingStage, source: SampleSource, rows: np.ndarr
 
 @torch.no_grad()
 def _image_panel(stage: PretrainingStage, source: SampleSource, path: Path) -> None:
-    batch = _preview_batch(stage, source, spread(len(source), PANEL_ROWS)).pretext()
+    batch = _preview_batch(stage, source, evenly_spread(len(source), PANEL_ROWS)).pretext()
     stage.model.eval()
     with autocast(stage.trainer.precision, stage.trainer.state.device):
         masked, rebuilt = stage.model.reconstruction_images(
@@ -115,7 +111,7 @@ def _image_panel(stage: PretrainingStage, source: SampleSource, path: Path) -> N
 
 @torch.no_grad()
 def _text_panel(stage: PretrainingStage, source: SampleSource, path: Path) -> None:
-    batch = _preview_batch(stage, source, spread(len(source), PANEL_ROWS)).pretext()
+    batch = _preview_batch(stage, source, evenly_spread(len(source), PANEL_ROWS)).pretext()
     labels, padding_mask = batch.arguments["labels"], batch.arguments["padding_mask"]
     stage.model.eval()
     with autocast(stage.trainer.precision, stage.trainer.state.device):
@@ -143,7 +139,7 @@ PANELS = {"masked_image": _image_panel, "masked_language": _text_panel}
 
 
 def _exemplar_sheet(stage: PretrainingStage, indices: np.ndarray, path: Path) -> None:
-    chosen = indices[spread(len(indices), SHEET_SAMPLES)]
+    chosen = indices[evenly_spread(len(indices), SHEET_SAMPLES)]
     raw = torch.from_numpy(stage.dataset.gather(chosen))
     samples = SHEETS[stage.dataset.modality.pretext](stage, stage.dataset.modality, raw)
     previews.contact_sheet(samples, path, total=len(indices), show_text=stage.show_text)

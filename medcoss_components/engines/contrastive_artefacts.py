@@ -11,8 +11,9 @@ import torch
 
 from medcoss_components.continual.exemplars import project_2d
 from medcoss_components.data.sampler import BatchPlan, BatchReader
-from medcoss_components.engines.artefacts import PANEL_ROWS, spread
+from medcoss_components.engines.artefacts import PANEL_ROWS
 from medcoss_components.engines.handlers import memory_metrics
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.tracking.contrastive_figures import contrastive_curves, embedding_map, view_pairs
 
 if TYPE_CHECKING:
@@ -87,6 +88,6 @@ def _pairs(run: ContrastivePretraining) -> tuple[torch.Tensor, torch.Tensor, tor
     """Images, query views and key views (B, C, H, W) of samples spread over the data; those of the first epoch's first
     batch, row by row, had they stood in it."""
     preprocessing, device = run.trainer.preprocessing, run.trainer.state.device
-    rows = spread(len(run.dataset), PANEL_ROWS)
+    rows = evenly_spread(len(run.dataset), PANEL_ROWS)
     batch = BatchReader([run.dataset], current=1, seed=preprocessing.seed)[BatchPlan(0, 0, 0, rows)]
     return preprocessing.plain(batch["raw"], device), *preprocessing.pair(batch, device)

@@ -23,6 +23,7 @@ from medcoss_components.engines.embedding import embed_into_file
 from medcoss_components.engines.recorded_run import RecordedRun
 from medcoss_components.engines.trained_settings import RUN_METRICS, RUN_RECORD
 from medcoss_components.errors import InputError
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.files import read_json, write_json
 from medcoss_components.pretext.contrastive import PooledFeatures, feature_spread
 from medcoss_components.weights import hash_weights, read_weights, save_weights
@@ -78,9 +79,8 @@ class ContrastivePretraining(RecordedRun):
 
     @property
     def embedded_rows(self) -> np.ndarray:
-        """Rows of the data that are embedded, in rising order."""
-        total = len(self.dataset)
-        return np.unique(np.linspace(0, total - 1, min(total, self.embedding_samples)).round().astype(np.int64))
+        """Rows of the data that are embedded: (min(N, embedding_samples),) int64, rising."""
+        return evenly_spread(len(self.dataset), self.embedding_samples)
 
     def _restore(self, step: str) -> None:
         if step == "train":

@@ -1,4 +1,4 @@
-"""A picture of what a manifest lists, to look at before training on it: images, their labels, the outlines of masks."""
+"""A picture of what a manifest lists, to look at before training on it: images, labels, outlines of masks and boxes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from medcoss_components.data.boxes import is_box_label, label_problem
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
 from medcoss_components.data.manifest_summary import MASK, NONE, label_name
 from medcoss_components.data.masks import read_labelled
@@ -22,6 +23,7 @@ from medcoss_components.tracking.figures import (
     SOFT_INK,
     blank_axes,
     displayed,
+    draw_box,
     grey_window,
     new_figure,
     save_figure,
@@ -32,13 +34,14 @@ LIMIT = 24
 _SIDE = 320
 """Longest side of a drawn picture; larger ones are thinned."""
 _LINE = 26
+_OUTLINE = 0.9
 
 
 def manifest_sheet(manifest: Manifest, path: str | Path, *, limit: int = LIMIT, seed: int = 0) -> list[str]:
     """Draw some items of every split and label, with their labels and ids.
 
-    Of a volume the middle slice is shown, with a mask the slice that has most of it. File names are not drawn; the
-    pictures are patients' data all the same.
+    Of a volume the middle slice is shown, with a mask the slice that has most of it. Masks and boxes are drawn as
+    outlines. File names are not drawn; the pictures are patients' data all the same.
 
     Args:
         manifest: of images or volumes.
@@ -95,39 +98,61 @@ def _draw(axes: Any, split: str, item: Item, manifest: Manifest) -> list[str]:
     axes.set_title(title if len(title) <= _LINE else f"{title[: _LINE - 1]}…", fontsize=7.5, color=INK)
     axes.set_xlabel(item.id[-_LINE:], fontsize=6.5, color=SOFT_INK, labelpad=2)
     try:
-        picture, mask = load_picture(item, manifest)
+        picture, mask, boxes = load_picture(item, manifest)
     except InputError as error:
         axes.text(0.5, 0.5, "cannot be read", ha="center", va="center", fontsize=8, transform=axes.transAxes)
         return [f"item {item.id}: {error}"]
     axes.imshow(displayed(picture, grey_window(picture)))
     values = [] if mask is None else [value for value in np.unique(mask) if value != 0]
     for number, value in enumerate(values[: len(PALETTE) - 1]):
-        axes.contour(mask == value, levels=[0.5], colors=[PALETTE[(number + 1) % len(PALETTE)]], linewidths=0.9)
+        axes.contour(mask == value, levels=[0.5], colors=[PALETTE[(number + 1) % len(PALETTE)]], linewidths=_OUTLINE)
+    for box in boxes:
+        draw_box(axes, box, PALETTE[1], width=_OUTLINE)
     return []
 
 
-def load_picture(item: Item, manifest: Manifest) -> tuple[np.ndarray, np.ndarray | None]:
-    """Picture (H, W, 1|3) float32 of an item, and its mask (H, W) of integers or None.
+def load_picture(item: Item, manifest: Manifest) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """What is drawn of an item, thinned where it is larger than a thumbnail.
+
+    Args:
+        item: of the manifest.
+        manifest: of images or volumes.
+
+    Returns:
+        picture (H, W, 1|3) float32; mask (H, W) of integers or None; boxes (N, 4) float64 of left, top, right, bottom
+        in pixels of the picture, right and bottom exclusive, N 0 where the label is no list of boxes.
 
     Raises:
-        InputError: an image or mask that cannot be read, or of different sizes.
+        InputError: an image or mask that cannot be read, or of different sizes; boxes that are no four numbers.
     """
     modality, image = manifest.modality, Path(str(item.image))
+    mask = None
     if label_name(item) == MASK:
         array, _, mask = read_labelled(image, manifest.root / item.label, modality=modality)
-        return _plane(array, mask, modality.dimension)
-    read = read_image if modality.dimension == 2 else read_volume
-    return _plane(read(image, expected_modality=modality.dicom_modalities).array, None, modality.dimension)
+    else:
+        read = read_image if modality.dimension == 2 else read_volume
+        array = read(image, expected_modality=modality.dicom_modalities).array
+    picture, mask = _plane(array, mask, modality.dimension)
+    step = max(1, -(-max(picture.shape[:2]) // _SIDE))
+    thinned = None if mask is None else mask[::step, ::step]
+    return _unit(picture[::step, ::step]), thinned, _boxes(item.label) / step
 
 
 def _plane(image: np.ndarray, mask: np.ndarray | None, dimension: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Picture (H, W, 1|3) and mask (H, W) or None; of a volume one slice."""
     if dimension == 3:
         index = image.shape[0] // 2 if mask is None else int(np.argmax((mask != 0).sum(axis=(1, 2))))
         image, mask = image[index], None if mask is None else mask[index]
-    image = image[..., None] if image.ndim == 2 else image
-    image = _unit(image)
-    step = max(1, -(-max(image.shape[:2]) // _SIDE))
-    return image[::step, ::step], None if mask is None else mask[::step, ::step]
+    return image[..., None] if image.ndim == 2 else image, mask
+
+
+def _boxes(label: Any) -> np.ndarray:
+    """(N, 4) float64 in pixels of the source picture; none of other labels."""
+    if not is_box_label(label) or not label:
+        return np.empty((0, 4))
+    if problem := label_problem(label):
+        raise InputError(f"label: {problem}. Correct the boxes or leave the item out.")
+    return np.array([entry["box"] for entry in label], np.float64)
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from medcoss_components.tracking.figures import (
     WRONG,
     blank_axes,
     displayed,
+    draw_box,
     grey_window,
     new_figure,
     save_figure,
@@ -155,23 +156,11 @@ def missed_boxes(target: Boxes, prediction: Boxes) -> NDArray[np.bool_]:
     return missed
 
 
-def _draw_box(axes: Axes, box: NDArray[Any], colour: str, *, dashed: bool = False) -> None:
-    """An outline with a white rim, legible on grey; a pixel's middle is its whole number."""
-    from matplotlib.patches import Rectangle
-    from matplotlib.patheffects import withStroke
-
-    left, top, right, bottom = (float(side) - 0.5 for side in box)
-    shape = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.5)
-    shape.set_linestyle("--" if dashed else "-")
-    shape.set_path_effects([withStroke(linewidth=2.8, foreground="white", alpha=0.75)])
-    axes.add_patch(shape)
-
-
 def _draw_true(axes: Axes, picture: BoxPicture, categories: Sequence[str]) -> None:
     """True boxes, with their category below each where there are several."""
     target, missed = picture.target, missed_boxes(picture.target, picture.prediction)
     for place, (box, label) in enumerate(zip(target.boxes, target.labels, strict=True)):
-        _draw_box(axes, box, RIGHT, dashed=bool(missed[place]))
+        draw_box(axes, box, RIGHT, dashed=bool(missed[place]))
         if len(categories) > 1 and place < MOST_LABELS:
             _write(axes, box[0], box[3], wrapped(categories[int(label)], 1), RIGHT, "top")
 
@@ -180,7 +169,7 @@ def _draw_found(axes: Axes, found: Boxes, categories: Sequence[str], colours: Se
     """Found boxes with category and score above each, in the colour of the category."""
     for place, (box, label, score) in enumerate(zip(found.boxes, found.labels, found.scores, strict=True)):
         colour = colours[int(label) % len(colours)]
-        _draw_box(axes, box, colour)
+        draw_box(axes, box, colour)
         if place < MOST_LABELS:
             _write(axes, box[0], box[1], f"{wrapped(categories[int(label)], 1)} {score:.2f}", colour, "bottom")
 

@@ -64,6 +64,26 @@ def blank_axes(axes: Axes) -> None:
         spine.set_visible(False)
 
 
+def draw_box(axes: Axes, box: ArrayLike, colour: str, *, dashed: bool = False, width: float = 1.5) -> None:
+    """Draw the outline of a box over a picture, with a white rim that keeps it legible on grey.
+
+    Args:
+        axes: that show the picture, a pixel's middle at its whole number.
+        box: (4,) left, top, right, bottom in pixels of the picture, right and bottom exclusive.
+        colour: of the line.
+        dashed: True breaks the line.
+        width: of the line in points; the rim is 0.65 points at either side.
+    """
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    left, top, right, bottom = np.asarray(box, dtype=np.float64) - 0.5
+    shape = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=width)
+    shape.set_linestyle("--" if dashed else "-")
+    shape.set_path_effects([withStroke(linewidth=width + 1.3, foreground="white", alpha=0.75)])
+    axes.add_patch(shape)
+
+
 def as_array(values: Any) -> NDArray[np.float32]:
     """float32 NumPy array of a NumPy array or of a torch tensor on any device."""
     if hasattr(values, "detach"):

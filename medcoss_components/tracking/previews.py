@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from medcoss_components.errors import InputError
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.tracking.curves import chain_curves, loss_curves
 from medcoss_components.tracking.figures import (
     INK,
@@ -117,7 +117,7 @@ def contact_sheet(
         raise InputError("samples must hold at least one image or text, received none")
     texts = isinstance(samples[0], str)
     limit = limit or (12 if texts else 40)
-    kept = np.unique(np.linspace(0, len(samples) - 1, min(limit, len(samples))).round().astype(int))
+    kept = evenly_spread(len(samples), limit)
     columns = columns or (2 if texts else 8)
     rows = -(-len(kept) // columns)
     height = rows * (0.72 if texts else 10.0 / columns) + 0.34

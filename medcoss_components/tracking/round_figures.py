@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.retention.results import as_matrix
 from medcoss_components.tracking.cells import draw_cells
 from medcoss_components.tracking.curves import smoothed
@@ -41,7 +42,7 @@ def rounds_map(rounds: Mapping[str, Any], path: str | Path) -> Path | None:
     draw_cells(axes, values, numbers=len(rows) <= WIDEST, gap=1.5)
     labels = [f"{task} ({rounds['headlines'][task]})" for task in tasks]
     axes.set_yticks(range(len(tasks)), labels, fontsize=8, color=SOFT_INK)
-    shown = np.unique(np.linspace(0, len(rows) - 1, columns).round().astype(int))
+    shown = evenly_spread(len(rows), columns)
     axes.set_xticks(shown, [str(rows[place]["round"]) for place in shown], fontsize=8, color=SOFT_INK)
     axes.set_xlabel("round", fontsize=9, color=SOFT_INK)
     axes.set_title("Validation after each round, percent", loc="left", fontsize=10, color=INK, fontweight="bold")

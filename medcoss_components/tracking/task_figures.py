@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from medcoss_components.evaluation.calibration import BINS, reliability
 from medcoss_components.evaluation.results import CasePicture, ClassificationResult, SegmentationResult
+from medcoss_components.even_spread import evenly_spread
 from medcoss_components.tracking.figures import (
     INK,
     PALETTE,
@@ -172,7 +173,7 @@ def _column(axes: Axes, place: int, values: NDArray[np.float64], colour: int) ->
     if len(values) == 0:
         return
     low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    shown = values[np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_DOTS)).round().astype(int))]
+    shown = values[evenly_spread(len(values), MAX_DOTS)]
     spread = ((np.arange(len(shown)) * 0.618034) % 1 - 0.5) * (0.5 if len(shown) > 3 else 0.12)
     tint = PALETTE[colour % len(PALETTE)]
     if len(values) > 4:

@@ -24,7 +24,6 @@ def test_both_sides_find_the_same_series(tmp_path, compressed):
 
 @pytest.mark.parametrize("name", list(manifest_building.ROWS))
 def test_rows_run(options, monkeypatch, name):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "0123456789abcdef")
     monkeypatch.setattr(manifest_building, "TREE", {"quick": (2, 8)})
     monkeypatch.setattr(manifest_building, "TEXTS", {"quick": 60})
     monkeypatch.setattr(manifest_building, "SIDE", 16)

@@ -15,11 +15,6 @@ from medcoss_components.errors import InputError
 BOX = {"box": [4, 5, 10, 12], "category": "nodule"}
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 @pytest.fixture
 def films(tmp_path):
     """Six pictures of 20 x 24 (H x W)."""

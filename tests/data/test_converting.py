@@ -5,17 +5,11 @@ from __future__ import annotations
 import os
 
 import numpy as np
-import pytest
 
 from medcoss_components.data.adapters.converting import FileJob, made_name, make_files
 from medcoss_components.data.readers import read_image
 from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def write(partial, *, text):

@@ -48,11 +48,6 @@ ROWS = [  # patient, label, split
 ]
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     """A recipe whose adapter finds a picture per row, and the source that it was given."""

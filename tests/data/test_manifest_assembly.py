@@ -5,15 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from medcoss_components.data.adapters.findings import Found
 from medcoss_components.data.manifest_assembly import hashed_groups, splits_by_shares, write_built
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def box(category):

@@ -21,11 +21,6 @@ from medcoss_components.errors import InputError
 SECRET = "MUSTERMANN"
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def picture(number, shape=(20, 24)):
     values = np.random.default_rng(number).integers(0, 255, shape)
     return values.astype(np.uint8)

@@ -10,7 +10,7 @@ import pytest
 from medcoss_components.data import manifest_statistics
 from medcoss_components.data.grid_headers import read_image_grid, read_volume_grid
 from medcoss_components.data.manifest import Item, Manifest
-from medcoss_components.data.manifest_statistics import describe_statistics, spread_evenly, statistics
+from medcoss_components.data.manifest_statistics import describe_statistics, statistics
 from medcoss_components.data.readers import read_volume
 from medcoss_components.data.writers import write_dicom, write_dicom_series, write_nifti, write_picture
 from medcoss_components.errors import InputError
@@ -182,9 +182,3 @@ def test_description_of_volumes(tmp_path):
 def test_nothing_to_describe(tmp_path):
     empty = statistics(manifest(tmp_path, "ct", training=[]))
     assert empty == {"sizes": {}, "intensities": {}} and describe_statistics(empty) == ""
-
-
-def test_spread_evenly():
-    items = list(range(100))
-    assert spread_evenly(items, 200) == items and spread_evenly(items, 4) == [0, 33, 66, 99]
-    assert len(set(spread_evenly(items, 99))) == 99

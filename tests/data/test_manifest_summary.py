@@ -16,11 +16,6 @@ from medcoss_components.errors import InputError
 from medcoss_components.tracking.contact_sheet import choose_items, load_picture, manifest_sheet, sheet_lines
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def picture(number, shape=(20, 24)):
     values = np.random.default_rng(number).integers(0, 255, shape)
     return values.astype(np.uint8)
@@ -119,7 +114,7 @@ class TestSummaryAndSheet:
             write_nifti(tmp_path / f"{number}_m.nii.gz", mask, (1, 1, 1))
         data = OwnData(root=tmp_path, kind="volumes", modality="mri", masks=tmp_path, mask_suffix="_m")
         manifest = build_manifest(data, tmp_path / "manifest.json").manifest
-        shown, mask = load_picture(manifest.training[0], manifest)
+        shown, mask, _ = load_picture(manifest.training[0], manifest)
         assert shown.shape == (9, 200, 1) and mask.shape == (9, 200) and set(mask.ravel()) == {0, 2}
         assert shown.min() >= 7 and manifest_sheet(manifest, tmp_path / "sheet.png") == []
 
@@ -129,7 +124,7 @@ class TestSummaryAndSheet:
             write_picture(tmp_path / f"{number}_m.png", np.repeat(np.eye(20, 24, dtype=np.uint8)[..., None], 3, axis=2))
         data = OwnData(root=tmp_path, kind="images", modality="pathology", masks=tmp_path, mask_suffix="_m")
         manifest = build_manifest(data, tmp_path / "manifest.json").manifest
-        shown, mask = load_picture(manifest.training[0], manifest)
+        shown, mask, _ = load_picture(manifest.training[0], manifest)
         assert shown.shape == (20, 24, 3) and mask.sum() == 20 and shown.max() <= 1
         write_picture(manifest.root / manifest.training[0].label, np.eye(8, dtype=np.uint8))
         with pytest.raises(InputError, match=r"\(8, 8\)"):

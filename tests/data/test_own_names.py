@@ -23,11 +23,6 @@ SALT = "a salt for tests only"
 SECRET = "MUSTERMANN"
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", SALT)
-
-
 def write_table(path, rows):
     with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

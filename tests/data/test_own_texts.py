@@ -14,11 +14,6 @@ from medcoss_components.data.manifest_summary import summary
 SECRET = "MUSTERMANN"
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def write_table(path, rows):
     with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -160,3 +162,19 @@ def test_other_files_are_no_structure_sets(tmp_path, write_dicom, secret):
     assert secret not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         read_structure_set(tmp_path / "missing.dcm")
+
+
+def test_warnings_quote_no_header_value(tmp_path, write_dicom, monkeypatch):
+    """A value that breaks the standard is read without pydicom's warning, which would show it."""
+    from pydicom import config
+
+    from medcoss_components.data.readers_dicom import quieten
+
+    quieten()  # what the test leaves behind is quiet
+    monkeypatch.setattr(config.settings, "reading_validation_mode", config.WARN)
+    path = write_dicom(tmp_path / "set.dcm", np.zeros((4, 5), np.int16), Modality="RTSTRUCT", SOPInstanceUID="1.2.345")
+    path.write_bytes(path.read_bytes().replace(b"1.2.345", b"1.2.x45"))
+    quieten.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_structure_set(path).instance == "1.2.x45"

@@ -107,3 +107,10 @@ class TestText:
         (tmp_path / "below").mkdir()
         (tmp_path / "below" / "b").write_bytes(b"1234")
         assert folder_bytes(tmp_path) == (tmp_path / "a.npy").stat().st_size
+
+
+def test_the_first_and_the_last_item_are_tried(tmp_path):
+    manifest = read_manifest(synthetic_manifest(tmp_path, "ct", count=5, shape=(6, 10, 10), regions={"core": [1]}))
+    for place in (0, 4):
+        manifest.training[place].image.write_bytes(b"no volume")
+    assert estimate(manifest, estimate_cases, shape=(1, 4, 8, 8)).bad == 2

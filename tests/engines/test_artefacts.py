@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from medcoss_components.engines import artefacts
-from medcoss_components.engines.artefacts import spread, stage_metrics
+from medcoss_components.engines.artefacts import stage_metrics
 from medcoss_components.engines.records import StepRecord
-
-
-@pytest.mark.parametrize(
-    ("total", "count", "expected"), [(10, 3, [0, 4, 9]), (5, 5, [0, 1, 2, 3, 4]), (2, 6, [0, 1]), (1, 1, [0])]
-)
-def test_spread(total, count, expected):
-    assert spread(total, count).tolist() == expected
+from medcoss_components.even_spread import evenly_spread
 
 
 @pytest.fixture
@@ -49,7 +43,7 @@ class TestReconstruction:
     def test_shows_samples_without_augmentation(self, stage, captured, tmp_path):
         built = stage("xray")
         artefacts._image_panel(built, built.dataset, tmp_path / "panel.png")
-        rows = spread(len(built.dataset), 6)
+        rows = evenly_spread(len(built.dataset), 6)
         expected = torch.stack([built.dataset[row]["image"] for row in rows]).numpy()
         assert np.allclose(captured["reconstruction_panel"][0][0], expected)
 
@@ -60,7 +54,7 @@ class TestTexts:
         artefacts._text_panel(built, built.dataset, tmp_path / "panel.png")
         (rows, _), options = captured["text_panel"]
         assert len(rows) == 6 and options == {"show_text": True}
-        for (words, chosen, guesses), row in zip(rows, spread(len(built.dataset), 6), strict=True):
+        for (words, chosen, guesses), row in zip(rows, evenly_spread(len(built.dataset), 6), strict=True):
             ids = [number for number in built.dataset[row]["text"].tolist() if number != vocabulary.pad_id]
             assert words == [vocabulary.token(number) for number in ids]  # the true words, not the masked ones
             assert len(words) == len(chosen) == len(guesses) and any(chosen)

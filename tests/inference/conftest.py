@@ -54,12 +54,6 @@ def brighter():
     return Brighter
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "0123456789abcdef")
-    monkeypatch.setenv("MEDCOSS_PROGRESS", "0")
-
-
 @pytest.fixture(scope="session")
 def dicom_file():
     """The writer of small DICOM files of ``tests/data/conftest.py``."""

@@ -14,6 +14,7 @@ from medcoss_components.errors import InputError
 from medcoss_components.inference.discovery import find_cases, without_paths
 
 PLANE = np.arange(30, dtype=np.uint8).reshape(5, 6)
+SALT = "a salt for tests only"  # of tests/conftest.py
 
 
 def found(path, modality, **options):
@@ -26,7 +27,7 @@ def test_pictures_in_a_tree(tmp_path):
         (tmp_path / name).write_text("not read") if name.endswith("txt") else write_picture(tmp_path / name, PLANE)
     cases = found(tmp_path, "xray").cases
     assert [case.source for case in cases] == ["b.png", "deep/a.jpg"]
-    assert cases[1].id == hash_identifier("deep/a.jpg", "0123456789abcdef")
+    assert cases[1].id == hash_identifier("deep/a.jpg", SALT)
     (single,) = found(tmp_path / "b.png", "xray").cases
     assert (single.source, single.id, single.is_dicom) == ("b.png", cases[0].id, False)
 
@@ -58,7 +59,7 @@ def test_series_of_a_dicom_tree(tmp_path, series):
         ("one/x001.dcm and 2 more", 3),
         ("two", 3),
     ]
-    assert result.cases[2].id == hash_identifier("1.2.3", "0123456789abcdef")
+    assert result.cases[2].id == hash_identifier("1.2.3", SALT)
     ((source, reason),) = result.skipped
     assert source == "mr/001.dcm and 2 more" and "'MR', expected CT" in reason
 
@@ -96,7 +97,7 @@ def test_manifest(tmp_path):
     path.write_text(json.dumps(document))
     result = found(path, "xray", split="training")
     assert [case.source for case in result.cases] == ["a.png", "a.png"]
-    assert [case.id for case in result.cases] == ["a1", hash_identifier("a/2", "0123456789abcdef")]
+    assert [case.id for case in result.cases] == ["a1", hash_identifier("a/2", SALT)]
     assert result.preparation == {"fit": "pad"}
     with pytest.raises(InputError, match="split 'testing' is empty"):
         found(path, "xray")

@@ -29,6 +29,7 @@ _TAGS = (
     "PatientID",
     "StudyInstanceUID",
     "SeriesInstanceUID",
+    "SeriesDescription",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -63,7 +64,8 @@ class Header:
         path: of the file.
         modality: DICOM code.
         patient, study, series, instance: identifiers.
-        size: rows, columns.
+        description: of the series, free text.
+        size: rows, columns; 0, 0 of a file without an image.
         frames: number of frames.
         localizer: a scout image.
         secondary: a secondary capture, such as a screen.
@@ -80,6 +82,7 @@ class Header:
     study: str = field(repr=False)
     series: str = field(repr=False)
     instance: str = field(repr=False)
+    description: str = field(default="", repr=False)
     size: tuple[int, int]
     frames: int
     localizer: bool
@@ -113,18 +116,22 @@ def slices_of(group: Group) -> int:
     return group[0].frames if len(group) == 1 else len(group)
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path, *, needs_image: bool = True) -> Header:
     """Read what an index needs; pixels are not touched.
 
+    Args:
+        path: of the file.
+        needs_image: False reads files without an image too, such as structure sets.
+
     Raises:
-        InputError: a damaged file, or one without an image.
+        InputError: a damaged file, or one without an image where it needs one.
     """
     import pydicom
 
     quieten()
     with naming_file(path, show_detail=False):
         dataset = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS), stop_before_pixels=True)
-        if "Rows" not in dataset or "Columns" not in dataset:
+        if needs_image and ("Rows" not in dataset or "Columns" not in dataset):
             raise InputError(f"{path}: DICOM without an image")
         image_type = {str(value).upper() for value in dataset.get("ImageType") or ()}
         return Header(
@@ -134,7 +141,8 @@ def read_header(path: Path) -> Header:
             study=_text(dataset, "StudyInstanceUID"),
             series=_text(dataset, "SeriesInstanceUID") or f"folder {path.parent}",
             instance=_text(dataset, "SOPInstanceUID") or str(path),
-            size=(int(dataset.Rows), int(dataset.Columns)),
+            description=_text(dataset, "SeriesDescription"),
+            size=(int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)),
             frames=int(dataset.get("NumberOfFrames") or 1),
             localizer=bool(image_type & LOCALIZERS),
             secondary=_text(dataset, "SOPClassUID").startswith(SECONDARY_CAPTURE),

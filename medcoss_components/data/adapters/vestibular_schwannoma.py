@@ -19,6 +19,7 @@ import numpy as np
 from medcoss_components.data.adapters.beside import odd_files
 from medcoss_components.data.adapters.checked_settings import text_list, whole_number
 from medcoss_components.data.adapters.converting import FileJob, made_name, make_files
+from medcoss_components.data.adapters.dicom_headers import Header, read_header
 from medcoss_components.data.adapters.findings import (
     DatasetSource,
     Findings,
@@ -30,7 +31,7 @@ from medcoss_components.data.adapters.findings import (
 )
 from medcoss_components.data.adapters.made_volumes import make_series_folder, save_nifti
 from medcoss_components.data.readers_common import naming_file
-from medcoss_components.data.readers_dicom import is_dicom, quieten
+from medcoss_components.data.readers_dicom import is_dicom
 from medcoss_components.data.readers_series import dicom_stack
 from medcoss_components.data.readers_volume import NIFTI_SUFFIXES
 from medcoss_components.data.rtstruct import Structure, StructureSet, fill_contours, read_structure_set
@@ -43,29 +44,7 @@ CONTOURS = "contours.json"
 MASK_VERSION = 1
 """Raise it when the masks that :func:`make_mask` makes change."""
 _NUMBER = re.compile(r"VS-SEG-0*(\d+)|vs_gk_(\d+)", re.IGNORECASE)
-_TAGS = (
-    "SOPInstanceUID",
-    "Modality",
-    "SeriesDescription",
-    "PatientID",
-    "SeriesInstanceUID",
-    "Rows",
-    "Columns",
-)
 _WELL_KNOWN_MODALITIES = ("RTPLAN", "RTDOSE")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What one DICOM file says of itself."""
-
-    path: Path
-    modality: str
-    instance: str = field(repr=False)
-    series: str = field(repr=False)
-    description: str = field(repr=False)
-    patient: str = field(repr=False)
-    size: tuple[int, int]
 
 
 def find(source: DatasetSource) -> Findings:
@@ -147,29 +126,6 @@ def _patient_of(text: str, otherwise: str) -> str:
     return (match.group(1) or match.group(2)) if match else otherwise
 
 
-def read_header(path: Path) -> Header:
-    """Read what the pairing needs; pixels and names of patients are not touched.
-
-    Raises:
-        InputError: a damaged file.
-    """
-    import pydicom
-
-    quieten()
-    with naming_file(path, show_detail=False):
-        dataset = pydicom.dcmread(path, force=True, specific_tags=list(_TAGS), stop_before_pixels=True)
-        values = {name: str(dataset.get(name) or "").strip() for name in _TAGS}
-        return Header(
-            path=path,
-            modality=values["Modality"],
-            instance=values["SOPInstanceUID"] or str(path),
-            series=values["SeriesInstanceUID"] or f"folder {path.parent}",
-            description=values["SeriesDescription"].lower(),
-            patient=values["PatientID"],
-            size=(int(values["Columns"] or 0), int(values["Rows"] or 0)),
-        )
-
-
 class _Tree:
     """A DICOM tree while it is sorted out: series of images, structure sets, and what was left out so far."""
 
@@ -197,7 +153,7 @@ class _Tree:
                     self.others.append(path)
                     return
             self.in_folder[path.parent] += 1
-            header = read_header(path)
+            header = read_header(path, needs_image=False)
             if header.modality == "RTSTRUCT":
                 self._add_set(path)
             elif header.modality == "MR":
@@ -230,7 +186,7 @@ class _Tree:
         """A series with its structure, or why it has none."""
         headers = list(self.series[key].values())
         first = headers[0]
-        if not is_sequence(first.description, self.source.settings["sequence"]):
+        if not is_sequence(first.description.lower(), self.source.settings["sequence"]):
             return "a series of another sequence than the one that is set"
         sets = list(self.sets.get(first.series, {}).values()) or self._read_contours(first)
         if len(sets) != 1:
@@ -383,7 +339,7 @@ def _found(source: DatasetSource, case: _Case, mask: Path, folder: Path) -> Foun
         patient=_patient_of(place, first.patient or parent),
         label=mask.absolute(),
         split=split_of(place, source.settings),
-        size=(*first.size, len(case.headers)),
+        size=(*reversed(first.size), len(case.headers)),
         files=case.files,
         content=sha256_json(sorted(header.instance for header in case.headers)),
     )

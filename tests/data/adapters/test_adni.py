@@ -8,25 +8,18 @@ import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.adni import find
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import prepare_store
 from medcoss_components.data.writers import write_nifti
 from medcoss_components.errors import InputError
 
-SETTINGS = dataset_recipe("adni").settings
+from .miniatures import recipe_source
+
 RAW, SCALED = "MP-RAGE", "MPR__GradWarp__B1_Correction__N3__Scaled"
 DAYS = {"bl": "2006-04-18_08_20_30.0", "m06": "2006-11-02_08_16_44.0"}
 HEADER = ["Image Data ID", "Subject", "Group", "Sex", "Age", "Visit"]
 HEADER += ["Modality", "Description", "Type", "Acq Date", "Format", "Downloaded"]
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def disc_volume(seed, shape=(20, 40, 32)):
@@ -76,13 +69,7 @@ def download(tmp_path):
 
 
 def run(root, tmp_path, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("mri"),
-        settings=SETTINGS | settings,
-        files_dir=tmp_path / "made.files",
-        workers=1,
-    )
+    source = recipe_source("adni", root, files_dir=tmp_path / "made.files", **settings)
     found, left = find(source)
     return [number_of(item.name) for item in found], {entry.where: entry.reason for entry in left}, found
 

@@ -8,19 +8,15 @@ from PIL import Image
 
 from medcoss_components.data.adapters.chestxr import find
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest, read_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import prepare_store
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
+
 HEIGHT, WIDTH = 60, 100
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def disc(number):
@@ -51,11 +47,7 @@ def data(tmp_path):
 
 
 def look(root, **settings):
-    recipe = dataset_recipe("chestxr")
-    modality = get_modality("xray")
-    source = DatasetSource(
-        root=root, modality=modality, files_dir=root / "made.files", settings={**recipe.settings, **settings}
-    )
+    source = recipe_source("chestxr", root, **settings)
     found, left = find(source)
     said = "The images of the publisher's validation folder are in the testing split."
     in_testing = any(item.split == "testing" and item.name.startswith("validation/") for item in found)

@@ -7,9 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
 from medcoss_components.data.adapters.deeplesion import find, read_table, runs
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest
 from medcoss_components.data.modalities import get_modality
@@ -17,12 +15,8 @@ from medcoss_components.data.readers import read_volume
 from medcoss_components.data.store import prepare_store
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
 from .miniatures_ct import COLUMNS, lesion_row, lesion_slices, write_table
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 @pytest.fixture
@@ -48,13 +42,7 @@ def root(tmp_path):
 
 
 def source(root, **settings):
-    return DatasetSource(
-        root=root,
-        modality=get_modality("ct"),
-        files_dir=root.parent / "m.files",
-        settings={**dataset_recipe("deeplesion").settings, **settings},
-        workers=1,
-    )
+    return recipe_source("deeplesion", root, files_dir=root.parent / "m.files", **settings)
 
 
 def reasons(left):

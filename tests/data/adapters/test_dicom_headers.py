@@ -66,3 +66,11 @@ def test_what_points_at_a_patient(tmp_path, write_dicom):
     assert set(index.identifiers) == {"17"} and "Roe" not in repr(index)
     path = write_dicom(tmp_path / "y", np.zeros((4, 5), np.int16), PatientName="Anonymous^")
     assert "Anonymous" not in read_header(path).identifiers
+
+
+def test_files_without_an_image_where_they_are_wanted(tmp_path, write_dicom):
+    fields = {"Modality": "RTSTRUCT", "SeriesDescription": " Roe, T1 "}
+    path = write_dicom(tmp_path / "set.dcm", np.zeros((4, 5), np.int16), drop=("Rows", "Columns"), **fields)
+    header = read_header(path, needs_image=False)
+    assert (header.modality, header.size, header.description) == ("RTSTRUCT", (0, 0), "Roe, T1")
+    assert "Roe" not in repr(header)

@@ -7,23 +7,16 @@ import shutil
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.glas import find
 from medcoss_components.data.case_store import prepare_cases
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
 from .miniatures_pathology import cut_short, disc, extent, save, write_glas
 
 PATIENTS = {"train_1": 1, "train_2": 2, "train_3": 3, "testA_1": 4, "testA_2": 1, "testB_1": 5, "testB_2": 6}
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 @pytest.fixture
@@ -32,11 +25,7 @@ def root(tmp_path):
 
 
 def look(root, **settings):
-    settings = dataset_recipe("glas").settings | settings
-    files_dir = root / "manifest.files"
-    found, left = find(
-        DatasetSource(root=root, modality=get_modality("pathology"), files_dir=files_dir, settings=settings)
-    )
+    found, left = find(recipe_source("glas", root, files_dir=root / "manifest.files", **settings))
     return {item.name: item for item in found}, {entry.where: entry.reason for entry in left}
 
 

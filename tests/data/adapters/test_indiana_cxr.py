@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.indiana_cxr import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
 
-RECIPE = dataset_recipe("indiana_cxr")
+from .miniatures import recipe_source, save_noise
+
 HEIGHT, WIDTH = 20, 28
 SECRET = "Heart size is normal"
 REPORT = (
@@ -23,14 +19,8 @@ REPORT = (
 )
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def save(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH)).astype(np.uint8))
+    save_noise(path, number, (HEIGHT, WIDTH))
 
 
 def write_report(root, number, names):
@@ -68,12 +58,7 @@ def openi(tmp_path):
 
 
 def look(root, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=root / "made.files",
-        settings={**RECIPE.settings, **settings},
-    )
+    source = recipe_source("indiana_cxr", root, **settings)
     found, left = find(source)
     assert SECRET not in f"{found}{left}{source.notes}"
     return {item.path.name: item for item in found}, {entry.where: entry.reason for entry in left}, source.notes

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.kermany_pneumonia import find, patient_of
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
+
+from .miniatures import recipe_source, save_noise
 
 KAGGLE = [
     *(f"train/NORMAL/IM-01{n:02d}-0001.jpeg" for n in range(10)),
@@ -29,15 +27,8 @@ KAGGLE = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def save(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = np.random.default_rng(number).integers(0, 255, (20, 24)).astype(np.uint8)
-    write_picture(path.with_suffix(".png"), picture)
+    save_noise(path.with_suffix(".png"), number, (20, 24))
     path.with_suffix(".png").rename(path)  # the reader looks at the content
 
 
@@ -50,7 +41,7 @@ def data(tmp_path):
 
 
 def look(root):
-    source = DatasetSource(root=root, modality=get_modality("xray"), files_dir=root / "made.files")
+    source = recipe_source("kermany_pneumonia", root)
     return *find(source), source.notes
 
 

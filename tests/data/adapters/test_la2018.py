@@ -9,26 +9,19 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.la2018 import find
 from medcoss_components.data.adapters.made_volumes import make_series_folder, smallest_type
 from medcoss_components.data.case_store import prepare_cases
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.readers import read_volume
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
+
 SHAPE = (8, 20, 24)
 """(Z, Y, X)"""
-SETTINGS = dataset_recipe("la2018").settings
 NAMES = [f"CASE{number:016d}" for number in range(9)]
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def volume(number, value=255):
@@ -84,13 +77,7 @@ def crops(tmp_path):
 
 
 def run(root, tmp_path, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("mri"),
-        settings=SETTINGS | settings,
-        files_dir=tmp_path / "made.files",
-        workers=1,
-    )
+    source = recipe_source("la2018", root, files_dir=tmp_path / "made.files", **settings)
     found, left = find(source)
     return found, {entry.where: entry.reason for entry in left}, source.notes
 

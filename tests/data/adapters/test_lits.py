@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.converting import make_files
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.lits import find, write_on_grid
 from medcoss_components.data.case_store import prepare_cases
 from medcoss_components.data.dataset_building import build_dataset_manifest
@@ -19,14 +17,10 @@ from medcoss_components.data.masks import read_labelled
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
 from .miniatures_ct import body, liver, save_nifti, write_lits
 
 SHAPE = (24, 20, 18)
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 @pytest.fixture
@@ -36,13 +30,7 @@ def root(tmp_path):
 
 
 def source(root, **settings):
-    return DatasetSource(
-        root=root,
-        modality=get_modality("ct"),
-        files_dir=root.parent / "m.files",
-        settings={**dataset_recipe("lits").settings, **settings},
-        workers=1,
-    )
+    return recipe_source("lits", root, files_dir=root.parent / "m.files", **settings)
 
 
 def reasons(left):

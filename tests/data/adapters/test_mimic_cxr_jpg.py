@@ -25,11 +25,6 @@ VIEWS = ("PA", "LATERAL", "AP", "")
 SIZE = (40, 24)  # width, height
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def place(row):
     return f"p{row['subject_id'][:2]}/p{row['subject_id']}/s{row['study_id']}/{row['dicom_id']}.jpg"
 

@@ -266,10 +266,9 @@ def test_what_the_tables_say_is_not_shown():
     assert repr(Studies({"50000001": "10000001"})) == "Studies()"
 
 
-def test_from_reports_to_a_store(root, tmp_path, monkeypatch, vocabulary):
+def test_from_reports_to_a_store(root, tmp_path, vocabulary):
     from medcoss_components.data.store import prepare_store
 
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "0123456789abcdef")
     path = tmp_path / "manifest.json"
     built = build_dataset_manifest("mimic_cxr_reports", root, path, shares=(50, 50, 0), workers=1)
     counts = built.manifest.counts

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.mura import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
+
+from .miniatures import recipe_source, save_noise
 
 RECIPE = dataset_recipe("mura")
 HEIGHT, WIDTH = 32, 20
@@ -28,18 +26,12 @@ STUDIES = [  # set, body part, patient, study with its class
 ]
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def place(folder, part, patient, study, number=1):
     return f"{folder}/XR_{part}/patient{patient:05d}/{study}/image{number}.png"
 
 
 def save(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH)).astype(np.uint8))
+    save_noise(path, number, (HEIGHT, WIDTH))
 
 
 @pytest.fixture
@@ -61,12 +53,7 @@ def data(tmp_path):
 
 
 def look(root, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=root / "made.files",
-        settings={**RECIPE.settings, **settings},
-    )
+    source = recipe_source("mura", root, **settings)
     found, left = find(source)
     assert source.notes == []
     return found, left

@@ -9,22 +9,16 @@ import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.nct_crc_he import CLASSES, find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import prepare_store
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
 from .miniatures_pathology import cut_short, save, tile, write_nct
 
 TRAINING, TESTING, PLAIN = "NCT-CRC-HE-100K", "CRC-VAL-HE-7K", "NCT-CRC-HE-100K-NONORM"
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 @pytest.fixture
@@ -33,9 +27,7 @@ def root(tmp_path):
 
 
 def look(root, **settings):
-    settings = dataset_recipe("nct_crc_he").settings | settings
-    files_dir = root / "manifest.files"
-    return find(DatasetSource(root=root, modality=get_modality("pathology"), files_dir=files_dir, settings=settings))
+    return find(recipe_source("nct_crc_he", root, files_dir=root / "manifest.files", **settings))
 
 
 def test_every_tile_has_the_class_of_its_folder(root):

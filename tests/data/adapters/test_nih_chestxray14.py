@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.nih_chestxray14 import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
+
+from .miniatures import recipe_source, save_noise
 
 RECIPE = dataset_recipe("nih_chestxray14")
 SIDE = 24
@@ -24,14 +22,8 @@ FINDINGS = {3: "Hernia", 7: "Mass|Effusion", 8: "Edema"}
 """Number of the patient -> findings of the first image; all other images have none."""
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def save(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, np.random.default_rng(number).integers(0, 255, (SIDE, SIDE)).astype(np.uint8))
+    save_noise(path, number, (SIDE, SIDE))
 
 
 def line(name, patient, findings="No Finding", view="PA"):
@@ -64,12 +56,7 @@ def append(root, text):
 
 
 def look(root, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=root / "made.files",
-        settings={**RECIPE.settings, **settings},
-    )
+    source = recipe_source("nih_chestxray14", root, **settings)
     found, left = find(source)
     return found, left, source.notes
 

@@ -8,23 +8,17 @@ import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.nlm_cxr import find, join_lungs
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
 from medcoss_components.data.masks import read_mask
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
+
 HEIGHT, WIDTH = 24, 30
 NAMES = ("china_set_cxr", "china_set_cxr_lungs", "montgomery_cxr", "montgomery_cxr_lungs", "nlm_cxr_lungs")
-RECIPES = {name: dataset_recipe(name) for name in NAMES}
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def save(path, seed=None, *, columns=None, size=(HEIGHT, WIDTH)):
@@ -64,15 +58,8 @@ def montgomery(tmp_path):
     return root
 
 
-def look(root, recipe, files_dir=None, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=files_dir or root.parent / "made.files",
-        settings={**RECIPES[recipe].settings, **settings},
-        workers=1,
-    )
-    return find(source)
+def look(root, recipe, **settings):
+    return find(recipe_source(recipe, root, files_dir=root.parent / "made.files", **settings))
 
 
 class TestClasses:
@@ -199,5 +186,5 @@ def test_recipes_are_those_for_people(name):
     root, file = Path(__file__).resolve().parents[3], f"{name}.yaml"
     shipped = root / "medcoss_components/data/recipes" / file
     assert shipped.read_bytes() == (root / "data_manifests/recipes" / file).read_bytes()
-    recipe = RECIPES[name]
+    recipe = dataset_recipe(name)
     assert (recipe.split_by, recipe.shares) == ("patients", (80, 10, 10)) and bool(recipe.regions) == ("lungs" in name)

@@ -28,11 +28,6 @@ AXIAL, CORONAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1]
 COMPRESSIONS = ("RLELossless", "JPEG2000Lossless", "JPEGLSLossless")
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def write_table(path, rows):
     with open(path, "w", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

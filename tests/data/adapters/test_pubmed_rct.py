@@ -133,10 +133,9 @@ def test_the_shipped_recipes_are_those_of_the_repository():
         assert shipped == (here / "data_manifests/recipes" / name).read_bytes()
 
 
-def test_from_lists_to_a_store(root, tmp_path, monkeypatch, vocabulary):
+def test_from_lists_to_a_store(root, tmp_path, vocabulary):
     from medcoss_components.data.store import prepare_store
 
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "0123456789abcdef")
     (root / FOLDERS[0] / "dev.txt").write_text(abstracts(201, 102))
     (root / FOLDERS[0] / "test.txt").write_text(abstracts(301, 101))
     built = build_dataset_manifest("pubmed_rct", root, tmp_path / "manifest.json", workers=1)
@@ -155,8 +154,7 @@ def test_from_lists_to_a_store(root, tmp_path, monkeypatch, vocabulary):
     assert np.array_equal(store.gather([0, 1, 2]), vocabulary.encode_batch(texts, 112))
 
 
-def test_the_lists_as_they_are_are_said_to_share_abstracts(root, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "0123456789abcdef")
+def test_the_lists_as_they_are_are_said_to_share_abstracts(root, tmp_path):
     (root / FOLDERS[0] / "dev.txt").write_text(abstracts(201, 102))
     path = tmp_path / "manifest.json"
     built = build_dataset_manifest("pubmed_rct", root, path, split_by="as_published", workers=1)

@@ -5,22 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.qata_cov19 import find
 from medcoss_components.data.case_store import prepare_cases
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
+
 SIDE = 32
 SUBJECT = "sub-S0{0}_ses-E0{1}_run-1_bp-chest_vp-ap_dx.png"
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def save(root, folder, name, number, side=SIDE, mask=True, image=True):
@@ -49,7 +44,7 @@ def data(tmp_path):
 
 
 def look(root):
-    source = DatasetSource(root=root, modality=get_modality("xray"), files_dir=root / "made.files")
+    source = recipe_source("qata_cov19", root)
     found, left = find(source)
     assert source.notes == ["Of 3 of 8 images no patient is known; each counts as a patient."]
     return found, left

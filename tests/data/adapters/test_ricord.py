@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.ricord import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest
@@ -14,14 +12,10 @@ from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import prepare_store
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
 from .miniatures_ct import write_series
 
 A, B = "MIDRC-RICORD-1A", "MIDRC-RICORD-1B"
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 @pytest.fixture
@@ -49,24 +43,19 @@ def root(tmp_path):
     return root
 
 
-def look(root, notes=None, **settings):
-    recipe = dataset_recipe("ricord")
-    source = DatasetSource(
-        notes=[] if notes is None else notes,
-        root=root,
-        modality=get_modality("ct"),
-        files_dir=root.parent / "m.files",
-        settings={**recipe.settings, **settings},
-        workers=1,
-    )
-    return find(source)
+def source(root, **settings):
+    return recipe_source("ricord", root, files_dir=root.parent / "m.files", **settings)
+
+
+def look(root, **settings):
+    return find(source(root, **settings))
 
 
 class TestFind:
     def test_classes_patients_and_the_longest_axial_series(self, root):
-        notes = []
-        found, left = look(root, notes)
-        assert notes == [
+        given = source(root)
+        found, left = find(given)
+        assert given.notes == [
             f"{A}: 2 studies, 1 with several series; taken: 2 axial; 0 studies without a usable one.",
             f"{B}: 2 studies, 0 with several series; taken: 2 axial; 0 studies without a usable one.",
         ]

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.rsna_bone_age import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
+
+from .miniatures import recipe_source, save_noise
 
 RECIPE = dataset_recipe("rsna_bone_age")
 SIDE = 24
 TRAINING = "Bone Age Training Set/boneage-training-dataset"
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def save(path, number):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, np.random.default_rng(number).integers(0, 255, (SIDE, SIDE)).astype(np.uint8))
+    save_noise(path, number, (SIDE, SIDE))
 
 
 @pytest.fixture
@@ -49,12 +41,7 @@ def data(tmp_path):
 
 
 def look(root, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=root / "made.files",
-        settings={**RECIPE.settings, **settings},
-    )
+    source = recipe_source("rsna_bone_age", root, **settings)
     found, left = find(source)
     return {item.path.name: item for item in found}, {entry.where: entry.reason for entry in left}, source.notes
 

@@ -8,22 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.rsna_pneumonia import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.writers import write_dicom
 from medcoss_components.errors import InputError
 
-RECIPE = dataset_recipe("rsna_pneumonia")
+from .miniatures import recipe_source
+
 CLASSES = ["Normal", "Lung Opacity", "No Lung Opacity / Not Normal"]
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def save(path, seed, modality="CR"):
@@ -53,12 +46,7 @@ def map_patients(root):
 
 
 def look(root, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=root / "made.files",
-        settings={**RECIPE.settings, **settings},
-    )
+    source = recipe_source("rsna_pneumonia", root, **settings)
     return *find(source), source.notes
 
 

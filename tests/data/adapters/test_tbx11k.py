@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.tbx11k import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
-from medcoss_components.data.writers import write_picture
 from medcoss_components.errors import InputError
+
+from .miniatures import recipe_source, save_noise
 
 RECIPE = dataset_recipe("tbx11k")
 HEIGHT, WIDTH = 32, 40
@@ -24,14 +22,8 @@ TRAIN, VAL = range(1, 13), range(13, 17)
 NAMES = {ACTIVE: "ActiveTuberculosis", LATENT: "ObsoletePulmonaryTuberculosis", UNUSED: "PulmonaryTuberculosis"}
 
 
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
-
-
 def save(path, seed):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_picture(path, np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH)).astype(np.uint8))
+    save_noise(path, seed, (HEIGHT, WIDTH))
 
 
 def boxes_of(number):
@@ -76,13 +68,7 @@ def data(tmp_path):
 
 
 def look(root, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("xray"),
-        files_dir=root / "made.files",
-        settings={**RECIPE.settings, **settings},
-    )
-    return find(source)
+    return find(recipe_source("tbx11k", root, **settings))
 
 
 def without_others(left):

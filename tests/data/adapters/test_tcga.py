@@ -8,24 +8,17 @@ import sys
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.tcga import find
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import SPLITS, check_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import prepare_store
 from medcoss_components.errors import InputError
 
+from .miniatures import recipe_source
 from .miniatures_pathology import RED, WHITE, cut_short, disc, extent, save, tile, write_slide
 
 FIRST, SECOND = "TCGA-A2-A0T2-01Z-00-DX1", "TCGA-A2-A0T2-01A-01-TS1"
 OTHER = "TCGA-09-0364-01Z-00-DX1"
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def stained(size=(128, 256)):
@@ -54,11 +47,7 @@ SMALL = {"size": 32, "microns_per_pixel": 0.5, "picture": "png"}
 
 
 def look(root, **settings):
-    settings = dataset_recipe("tcga").settings | SMALL | settings
-    source = DatasetSource(
-        root=root, modality=get_modality("pathology"), files_dir=root / "m.files", settings=settings, workers=1
-    )
-    found, left = find(source)
+    found, left = find(recipe_source("tcga", root, files_dir=root / "m.files", **(SMALL | settings)))
     return {item.name: item for item in found}, {entry.where: entry.reason for entry in left}
 
 

@@ -8,29 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medcoss_components.data.adapters.dataset_recipe import dataset_recipe
-from medcoss_components.data.adapters.findings import DatasetSource
 from medcoss_components.data.adapters.vestibular_schwannoma import find
 from medcoss_components.data.case_store import prepare_cases
 from medcoss_components.data.dataset_building import build_dataset_manifest
 from medcoss_components.data.manifest import check_manifest, read_manifest
-from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.readers import read_volume
 from medcoss_components.data.rtstruct import read_structure_set
 from medcoss_components.data.writers import write_nifti
 from medcoss_components.errors import InputError
+
+from .miniatures import recipe_source
 
 COLUMNS, ROWS, SLICES = 24, 20, 6
 SPACING = {"row": 0.75, "column": 0.5, "slice": 1.5}
 ORIGIN = np.array([-6.0, 3.0, 10.0])
 BOX = {"columns": (8, 14), "rows": (5, 12), "slices": (2, 5)}
 """Voxels of the tumor, first and end."""
-SETTINGS = dataset_recipe("vestibular_schwannoma").settings
-
-
-@pytest.fixture(autouse=True)
-def salt(monkeypatch):
-    monkeypatch.setenv("MEDCOSS_ID_SALT", "a salt for tests only")
 
 
 def box_contours(spacing=SPACING):
@@ -132,13 +125,7 @@ def archive(tmp_path, write_dicom):
 
 
 def run(root, tmp_path, **settings):
-    source = DatasetSource(
-        root=root,
-        modality=get_modality("mri"),
-        settings=SETTINGS | settings,
-        files_dir=tmp_path / "made.files",
-        workers=1,
-    )
+    source = recipe_source("vestibular_schwannoma", root, files_dir=tmp_path / "made.files", **settings)
     found, left = find(source)
     return found, {entry.where: entry.reason for entry in left}
 
