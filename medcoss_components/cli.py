@@ -127,15 +127,18 @@ def bundles_build(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Output folder of a chain.")]) -> None:
-    """Print the summary table of a chain and write its REPORT.html again.
+def report(folder: Annotated[Path, typer.Argument(help="Output folder of a pre-training.")]) -> None:
+    """Print the summary table of a chain, or of MUSCLE's pre-training, and write its REPORT.html again.
 
     Example: medcoss report runs/demo
     """
-    from medcoss_components.tracking.report import summary_table, write_report
+    from medcoss_components.tracking import muscle_report, report
 
-    path = write_report(folder)
-    print(f"{summary_table(folder)}\n\nreport: {path}")
+    if (folder / muscle_report.MUSCLE_FILE).is_file():
+        path, summary = muscle_report.write_muscle_report(folder), muscle_report.muscle_table(folder)
+    else:
+        path, summary = report.write_report(folder), report.summary_table(folder)
+    print(f"{summary}\n\nreport: {path}")
 
 
 def main() -> None:

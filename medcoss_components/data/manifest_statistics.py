@@ -16,13 +16,13 @@ import numpy as np
 
 from medcoss_components.data.grid_headers import read_image_grid, read_volume_grid
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
-from medcoss_components.data.manifest_summary import aligned
 from medcoss_components.data.readers import read_image, read_volume
 from medcoss_components.data.readers_common import ARBITRARY
 from medcoss_components.errors import InputError
 from medcoss_components.even_spread import evenly_spread
 from medcoss_components.progress import progress
 from medcoss_components.randomness import numpy_generator_for
+from medcoss_components.text_table import text_lines
 
 HEADERS = 1000
 """Items of a split whose header is read, spread evenly over the list."""
@@ -173,7 +173,7 @@ def describe_statistics(content: Mapping[str, Any]) -> str:
         _size_rows(content.get("sizes", {}), "spacing", "spacing (mm)"),
         _intensity_rows(content.get("intensities", {})),
     ]
-    return "\n".join(line for rows in tables if len(rows) > 1 for line in aligned(rows))
+    return "\n".join(line for rows in tables if len(rows) > 1 for line in text_lines(rows))
 
 
 def _text_rows(texts: Mapping[str, Any]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 from medcoss_components.data.boxes import is_box_label, label_categories
 from medcoss_components.data.manifest import SPLITS, Item, Manifest
 from medcoss_components.data.masks import names_mask
+from medcoss_components.text_table import text_lines
 
 MASK, NONE, EMPTY, UNKNOWN = "(mask)", "(no label)", "(empty)", "(not recorded)"
 _LAST = (MASK, NONE, EMPTY, UNKNOWN)
@@ -105,18 +106,8 @@ def describe(manifest: Manifest) -> str:
     least, mean, most = group_sizes(manifest)
     heading = f"{manifest.name} {manifest.version}: {manifest.modality.name}, licence: {manifest.licence}"
     footer = f"items (groups); a group has {least} to {most} items, {mean:.3g} on average"
-    return "\n".join([heading, *aligned([["label", *SPLITS], *rows]), footer])
+    return "\n".join([heading, *text_lines([["label", *SPLITS], *rows]), footer])
 
 
 def _cell(items: int, groups: int) -> str:
     return f"{items} ({groups})" if items else "-"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table for the terminal: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.rjust(width) if place else cell.ljust(width)
-                  for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]  # fmt: skip

@@ -17,12 +17,12 @@ from medcoss_components.engines.config_steps import check_keys, read_step_config
 from medcoss_components.engines.trained_settings import RUN_RECORD
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, remove_partial, write_json
-from medcoss_components.tracking.runs import open_tracking
+from medcoss_components.tracking.muscle_report import MUSCLE_FILE, muscle_table, write_muscle_report
+from medcoss_components.tracking.runs import TrackedRun, open_tracking
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-MUSCLE_FILE = "muscle.json"
 CONTRASTIVE, MULTITASK = "contrastive", "multitask"
 STEPS = (CONTRASTIVE, MULTITASK)
 RUN_KEY = "pretraining"
@@ -50,7 +50,7 @@ class MusclePretraining:
     Args:
         contrastive_config: JSON config of step 1.
         multitask_config: JSON config of step 2.
-        output_dir: receives muscle.json, a folder for each step and the tracking database.
+        output_dir: receives muscle.json, a folder for each step, REPORT.html and the tracking database.
         manifests: X-ray manifests of step 1: paths, or entries as
             :func:`~medcoss_components.engines.xray_union.xray_union` takes them.
         tasks: tasks of step 2 by name, as :func:`~medcoss_components.engines.multitask_setup.check_tasks` wants them.
@@ -119,10 +119,7 @@ class MusclePretraining:
             for step in self.steps:
                 self._run_step(step, start, tracked.run_id)
                 start = self.folder / step.folder
-            self.record["status"] = "finished"
-            self._save()
-            if self.main:
-                tracked.log_artifact(self.folder / MUSCLE_FILE)
+            self._finish(tracked)
         return self.folder
 
     def _open(self) -> None:
@@ -171,6 +168,17 @@ class MusclePretraining:
         entry = next(entry for entry in self.record["steps"] if entry["name"] == step.name)
         entry.update(run_id=done["values"].get("run_id"), steps=done["steps"])
         self._save()
+        if self.main:
+            write_muscle_report(self.folder)
+
+    def _finish(self, tracked: TrackedRun) -> None:
+        self.record["status"] = "finished"
+        self._save()
+        if self.main:
+            report = write_muscle_report(self.folder)
+            for path in (self.folder / MUSCLE_FILE, report):
+                tracked.log_artifact(path)
+            print(f"\n{muscle_table(self.folder)}\n\nreport: {report}", flush=True)
 
     def _places(self, step: Step, start: str | Path | None, parent_run_id: str | None) -> dict[str, Any]:
         """Keys of a step that follow from its place in the pipeline."""

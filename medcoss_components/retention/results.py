@@ -11,6 +11,7 @@ import numpy as np
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json
 from medcoss_components.retention.measures import measures
+from medcoss_components.text_table import text_lines
 
 if TYPE_CHECKING:
     from medcoss_components.retention.encoders import Column
@@ -188,7 +189,7 @@ def retention_table(result: Mapping[str, Any]) -> str:
     blocks += [_block(title, key, result["reference"], stages) for key, title in LIKENESS.items()]
     rows = measure_rows(result)
     if rows:
-        blocks.append(_aligned([("measure", "k-NN", "logistic"), *rows]))
+        blocks.append("\n".join(text_lines([("measure", "k-NN", "logistic"), *rows])))
     reasons = [f"{name} after {stage}: left out, {reason}" for name, stage, reason in left_out(result)]
     return "\n\n".join([block for block in blocks if block] + (["\n".join(reasons)] if reasons else []))
 
@@ -197,20 +198,9 @@ def _block(title: str, key: str, entries: Mapping[str, Any], stages: Sequence[st
     if not entries:
         return ""
     rows = [(name, *(_cell(entry, key, place) for place in range(len(stages)))) for name, entry in entries.items()]
-    return _aligned([(title, *stages), *rows])
+    return "\n".join(text_lines([(title, *stages), *rows]))
 
 
 def _cell(entry: Mapping[str, Any], key: str, place: int) -> str:
     """A number; the one after the own stage has a star."""
     return score_text(entry[key][place]) + ("*" if entry["own"] == place else " ")
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -9,14 +9,13 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from medcoss_components._version import __version__
 from medcoss_components.files import atomic_path
+from medcoss_components.text_table import text_lines
 from medcoss_components.tracking import report_html as html
 from medcoss_components.tracking.curves import chain_curves
 from medcoss_components.tracking.report_captions import OVERVIEW
 from medcoss_components.tracking.report_data import ChainResult, read_chain, seconds_text, summary_rows
 from medcoss_components.tracking.report_retention import retention_section
-from medcoss_components.tracking.report_style import STYLE
 
 REPORT_NAME = "REPORT.html"
 
@@ -45,25 +44,16 @@ def write_report(output_dir: str | Path) -> Path:
 
 
 def _page(chain: ChainResult) -> str:
-    sections = [html.stage_section(number, stage) for number, stage in enumerate(chain.stages, 1)]
     retained = retention_section(chain)
-    body = [
-        html.header(chain, retained=bool(retained)),
-        "<main>",
+    sections = [
         html.notice(chain),
         f"<section>{html.summary(chain)}{_overview(chain)}{html.times(chain)}</section>",
         retained,
-        *sections,
+        *(html.stage_section(number, stage) for number, stage in enumerate(chain.stages, 1)),
         html.settings(chain),
-        f"</main><footer>Written by medcoss-components {__version__}. The pictures show samples of the training data: "
-        "handle this file as you handle the data.</footer>",
     ]
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Continual pre-training report</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+    head = html.header(chain, retained=bool(retained))
+    return html.page("Continual pre-training report", head, sections, html.PICTURES_OF_DATA)
 
 
 def _overview(chain: ChainResult) -> str:
@@ -83,15 +73,7 @@ def summary_table(output_dir: str | Path) -> str:
     """
     chain = read_chain(output_dir)
     header, rows = summary_rows(chain)
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [
-        "  ".join(_aligned(cell, width, column) for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        for row in (header, *rows)
-    ]
-    rule = "-" * max(len(line.rstrip()) for line in lines)
+    head, *lines = text_lines([header, *rows], left=(0, 8, 11))
+    rule = "-" * max(map(len, (head, *lines)))
     total = f"Total time {seconds_text(chain.seconds)}"
-    return "\n".join([lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule, total])
-
-
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column in (0, 8, 11) else cell.rjust(width)
+    return "\n".join([head, rule, *lines, rule, total])

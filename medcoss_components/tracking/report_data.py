@@ -83,7 +83,8 @@ class ChainResult:
         return f"{max(times)[:16].replace('T', ' ')} UTC" if any(times) else None
 
 
-def _optional_json(path: Path, problems: list[str]) -> dict[str, Any]:
+def optional_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Content of a file, empty where there is none; one that cannot be read is told in ``problems``."""
     if not path.is_file():
         return {}
     try:
@@ -107,7 +108,7 @@ def _dimension(modality: str, buffer: Mapping[str, Any]) -> int | None:
 
 
 def _history(path: Path, problems: list[str]) -> dict[str, Any]:
-    history = _optional_json(path, problems)
+    history = optional_json(path, problems)
     try:
         read_curves(history or {"columns": COLUMNS})
     except (InputError, ValueError, TypeError) as error:
@@ -126,10 +127,10 @@ def read_stage(output_dir: Path, record: Mapping[str, Any]) -> StageResult:
         modality=modality,
         folder=folder,
         run_id=record.get("run_id"),
-        steps=record.get("steps") or _optional_json(folder / "stage.json", problems).get("steps") or {},
-        metrics=_optional_json(folder / "metrics.json", problems),
+        steps=record.get("steps") or optional_json(folder / "stage.json", problems).get("steps") or {},
+        metrics=optional_json(folder / "metrics.json", problems),
         history=_history(folder / "history.json", problems),
-        dimension=_dimension(modality, _optional_json(folder / "buffer.json", problems)),
+        dimension=_dimension(modality, optional_json(folder / "buffer.json", problems)),
         problems=tuple(problems),
     )
 

@@ -6,7 +6,9 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from medcoss_components._version import __version__
 from medcoss_components.tracking.figures import PALETTE
 from medcoss_components.tracking.parameters import flatten_parameters
 from medcoss_components.tracking.report_captions import COLUMNS, Caption, caption_for
@@ -25,6 +27,36 @@ from medcoss_components.tracking.report_data import (
     stage_seconds,
     summary_rows,
 )
+from medcoss_components.tracking.report_style import STYLE
+
+PICTURES_OF_DATA = "The pictures show samples of the training data: handle this file as you handle the data."
+
+
+def page(title: str, head: str, sections: Iterable[str], handling: str) -> str:
+    """A whole page: style and pictures inside, no script, nothing asked from the network.
+
+    Args:
+        title: of the browser's tab.
+        head: what comes first, as HTML.
+        sections: the rest, as HTML.
+        handling: sentence of the footer on how to treat the file.
+    """
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>{head}<main>{''.join(sections)}"
+        f"</main><footer>Written by medcoss-components {__version__}. {escape(handling)}</footer></body></html>\n"
+    )
+
+
+def fact_list(entries: Iterable[tuple[str, str, str]]) -> str:
+    """Tiles of (name, value, unit or remark); those without a value are left out."""
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(unit)}</small></dd></div>"
+        for name, value, unit in entries
+        if value != NOTHING
+    )
+    return f"<dl class=facts>{cells}</dl>"
 
 
 def picture(path: Path, caption: Caption, context: str, *, beside: bool = False) -> str:
@@ -143,12 +175,7 @@ def facts(stage: StageResult) -> str:
         ("Peak memory", bytes_text(metrics.get("peak_memory_bytes")), str(metrics.get("device", ""))),
         ("Parameters", count_text(metrics.get("parameters")), str(metrics.get("precision", ""))),
     ]
-    cells = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(unit)}</small></dd></div>"
-        for name, value, unit in entries
-        if value != NOTHING
-    )
-    return f"<dl class=facts>{cells}</dl>"
+    return fact_list(entries)
 
 
 def rehearsal(stage: StageResult) -> str:
@@ -190,13 +217,18 @@ def stage_section(number: int, stage: StageResult) -> str:
 
 def settings(chain: ChainResult) -> str:
     """Settings and MLflow run ids, folded away."""
-    rows = sorted(flatten_parameters(chain.settings).items())
     runs = [("chain", chain.run_id or NOTHING), *((stage.name, stage.run_id or NOTHING) for stage in chain.stages)]
+    return settings_section({"settings": chain.settings}, runs)
+
+
+def settings_section(settings: Mapping[str, Mapping[str, Any]], runs: Sequence[tuple[str, str]]) -> str:
+    """Settings by what they belong to, and MLflow run ids by name, folded away."""
     parts = ["<section><h2>Settings and runs</h2>"]
-    if rows:
-        parts.append(
-            f"<details><summary>{len(rows)} settings</summary>{table(('Setting', 'Value'), rows, wrap=(1,))}</details>"
-        )
+    for name, values in settings.items():
+        rows = sorted(flatten_parameters(values).items())
+        if rows:
+            shown = table(("Setting", "Value"), rows, wrap=(1,))
+            parts.append(f"<details><summary>{len(rows)} {escape(name)}</summary>{shown}</details>")
     parts.append(
         f"<details><summary>MLflow runs</summary>{table(('Run', 'Run id'), runs, wrap=(1,))}</details></section>"
     )

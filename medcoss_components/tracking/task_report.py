@@ -21,7 +21,7 @@ from medcoss_components.tracking import task_captions as captions
 from medcoss_components.tracking import task_figures as draw
 from medcoss_components.tracking import task_report_html as html
 from medcoss_components.tracking.report_captions import Caption
-from medcoss_components.tracking.report_style import STYLE
+from medcoss_components.tracking.report_html import page
 from medcoss_components.tracking.task_report_html import Evaluation, TaskResult
 
 REPORT_NAME = "REPORT.html"
@@ -167,19 +167,11 @@ def _summary(evaluation: Evaluation, repeats: int, seed: int) -> dict[str, Any]:
 
 
 def _page(evaluation: Evaluation, drawn: Sequence[tuple[Path, Caption]], worst: Sequence[Path]) -> str:
-    body = [
-        html.header(evaluation),
-        "<main>",
+    sections = [
         html.numbers(evaluation),
         html.figures(evaluation, drawn),
         html.cases(evaluation, worst),
         html.settings(evaluation),
-        f"</main><footer>Written by medcoss-components {__version__}. Handle this file as you handle the data: it "
-        "describes single cases.</footer>",
     ]
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(evaluation.title)}: {html.escape(evaluation.split)}</title><style>{STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+    handling = "Handle this file as you handle the data: it describes single cases."
+    return page(f"{evaluation.title}: {evaluation.split}", html.header(evaluation), sections, handling)
