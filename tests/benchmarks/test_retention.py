@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -274,7 +275,9 @@ class TestQueue:
             folder = unit.folder(root)
             folder.mkdir(parents=True, exist_ok=True)
             assert unit.needs is None or unit.needs.done(root)
-            return subprocess.Popen([sys.executable, "-c", script, str(folder / "result.json")])
+            # a shell makes its background processes ignore Ctrl-C, and they hand that down
+            heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+            return subprocess.Popen([sys.executable, "-c", script, str(folder / "result.json")], preexec_fn=heard)
 
         return retention.Queue(chosen=chosen, root=root, start=start, **options)
 
