@@ -31,7 +31,7 @@ class TestHelp:
             (["manifest"], ("build", "check", "show", "prepare", "datasets", "pages")),
             (["bundles"], ("build", "verify", "pack")),
             (["benchmark"], ("run", "show")),
-            (["report"], ("Output folder of a chain",)),
+            (["report"], ("Output folder of a pre-training",)),
         ],
     )
     def test_every_group(self, arguments, shown, medcoss):

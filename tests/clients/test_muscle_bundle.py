@@ -84,7 +84,7 @@ def test_what_a_run_leaves(run: Path) -> None:
     rounds = read_json(run / "02_multitask" / "rounds.json")
     assert [sorted(row["order"]) for row in rounds["rounds"]] == [["lungs", "organs", "pneumonia"]] * 2
     page = (run / "REPORT.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 6 and page.count("/REPORT.html") == 6 and "not complete" not in page
+    assert page.count("data:image/png") == 5 and page.count("/REPORT.html") == 6 and "not complete" not in page
 
 
 def test_steps_are_nested_in_one_tracked_run(run: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,16 +17,8 @@ from medcoss_components.tracking import figures
 from medcoss_components.tracking.task_report import write_task_report
 from medcoss_components.tracking.task_report_html import number_text
 
+from .page import Page
 
-def _neighbour(name):
-    """A test module beside this one: the tests are no package."""
-    spec = importlib.util.spec_from_file_location(f"neighbour_{name}", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-Page = _neighbour("test_report").Page
 CATEGORIES = ("active_tuberculosis", "nodule")
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +13,9 @@ from medcoss_components.evaluation.results import ClassificationResult, Segmenta
 from medcoss_components.tracking import figures, task_report_html
 from medcoss_components.tracking.task_report import write_cases, write_task_report
 
+from .page import Page
+from .test_task_figures import classification, segmentation
 
-def _neighbour(name):
-    """A test module beside this one: the tests are no package."""
-    spec = importlib.util.spec_from_file_location(f"neighbour_{name}", Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-Page = _neighbour("test_report").Page
-classification = _neighbour("test_task_figures").classification
-segmentation = _neighbour("test_task_figures").segmentation
 OPTIONS = {"title": "Liver & tumour <CT>", "split": "testing", "repeats": 50}
 
 
