@@ -1,13 +1,16 @@
 """Does MedCoSS forget less? The experiment, resumable in pieces.
 
     medcoss sample fetch sample_data
+    medcoss sample fetch sample_data --task pubmed_sections --task xray_body_part --task ct_body_region \\
+        --task pathology_tissue
     python benchmarks/retention.py --sample-dir sample_data --jobs 2     # all that is missing, then the report
     python benchmarks/retention.py --list                               # what is done, what is left, how long it takes
     python benchmarks/retention.py --only 0:sequential 0:medcoss --limit-minutes 30
-    python benchmarks/retention.py --report                             # table and figure from what is finished
+    python benchmarks/retention.py --report --record                    # table and figure from what is finished
 
 Stage 1 learns sentences of PubMed abstracts; X-ray, CT, MRI and pathology follow. Stage 1 is trained once a seed and
-the strategies branch from it. Runs lie in ``runs/retention`` (not in git), results in ``benchmarks/results``.
+the strategies branch from it. Runs lie in ``runs/retention`` (not in git), table and figure in its ``report``; with
+``--record`` in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import ROOT
+from harness import RESULTS, ROOT
 from retention_plan import STRATEGIES, Scale, Unit, expected_seconds, open_scale, units, with_needed
 
 from medcoss_components.errors import InputError
@@ -47,6 +50,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit-minutes", type=float, help="stop before this time is over; the next call goes on")
     parser.add_argument("--list", action="store_true", help="show what is done and what is left, and stop")
     parser.add_argument("--report", action="store_true", help="write table and figure from what is finished, and stop")
+    parser.add_argument("--record", action="store_true", help="write the report to benchmarks/results")
     parser.add_argument("--in-process", metavar="SEED:NAME", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -166,11 +170,11 @@ def run_here(unit: Unit, scale: Scale, root: Path) -> None:
         run_unit(unit, Data(scale, root))
 
 
-def report(scale: Scale, root: Path) -> None:
+def report(scale: Scale, root: Path, record: bool) -> None:
     """Write the report and say where."""
     from retention_report import write_report
 
-    for path in write_report(scale, root).values():
+    for path in write_report(scale, root, RESULTS if record else root / "report").values():
         print(path)
 
 
@@ -207,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         state = 0 if options.report else run_all(chosen, scale, options)
         if state == 0:
-            report(scale, options.root)
+            report(scale, options.root, options.record)
         else:
             print(listing(chosen, scale, options.root, options.jobs))
         return state

@@ -35,6 +35,10 @@ STRATEGIES = (
     "medcoss_teacher_train",
     "medcoss_reversed",
 )
+FETCH = (
+    "run `medcoss sample fetch DIR`, then `medcoss sample fetch DIR --task pubmed_sections --task xray_body_part "
+    "--task ct_body_region --task pathology_tissue`"
+)
 RESULT = "result.json"
 SETTINGS = "settings.json"
 REHEARSAL_SHARE = 0.5
@@ -131,11 +135,13 @@ def open_scale(root: Path, sample_dir: str | Path | None) -> Scale:
     path = root / SETTINGS
     if path.is_file():
         return Scale(**read_json(path))
-    if sample_dir is None or not (Path(sample_dir) / "report" / "manifest.json").is_file():
-        raise InputError(
-            f"--sample-dir {sample_dir}: holds no sample data; run `medcoss sample fetch DIR` and give DIR"
-        )
-    write_json(path, asdict(standard_scale(sample_dir)))
+    if sample_dir is None:
+        raise InputError(f"--sample-dir: is needed at the first call; {FETCH} and give DIR")
+    scale = standard_scale(sample_dir)
+    missing = [entry["manifest"] for entry in (*scale.stages, *scale.probes) if not Path(entry["manifest"]).is_file()]
+    if missing:
+        raise InputError(f"--sample-dir {sample_dir}: {missing[0]} is not there; {FETCH} and give DIR")
+    write_json(path, asdict(scale))
     return Scale(**read_json(path))
 
 

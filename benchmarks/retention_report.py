@@ -7,21 +7,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness import RESULTS, machine
+from harness import machine
 from retention_plan import Scale
 from retention_summary import Summary, interval, without_folders
 
 from medcoss_components.files import atomic_path, write_json
 
 NAME = "retention"
+INTRODUCTION = (
+    "Accuracies in percent, mean over seeds, 95 % interval (Student's t over seeds) in brackets. Forgetting = after "
+    "the own stage - at the end, as in the paper's figure 5 (backward transfer with its sign turned); since the best "
+    "stage = best of all stages but the last - at the end, as in Chaudhry et al., ECCV 2018."
+)
+SEEN = (
+    "These sentences were read without their labels in stage 1, and a twentieth of them may stand in the buffer that "
+    "experience replay and MedCoSS rehearse; the testing sentences above were read by nobody."
+)
 MAIN = ("sequential", "experience_replay", "ewc", "cassle", "medcoss")
 COLOURS = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2")
 """Colours that stay apart for colour-blind readers (M. Okabe and K. Ito's set)."""
 MARKS = ("o", "s", "^", "v", "D")
 
 
-def write_report(scale: Scale, root: Path, results: Path = RESULTS) -> dict[str, Path]:
+def write_report(scale: Scale, root: Path, results: Path) -> dict[str, Path]:
     """Write ``retention.json``, ``retention.md`` and ``retention.png`` from the finished runs; return their paths."""
+    results.mkdir(parents=True, exist_ok=True)
     settings = asdict(scale)
     settings |= {key: without_folders(settings[key]) for key in ("stages", "probes")}
     settings |= {key: Path(settings[key]).parts[-3] for key in ("stage_config", "task_config")}
@@ -71,32 +81,37 @@ def markdown(content: Mapping[str, Any]) -> str:
     """All tables; accuracies in percent, 95 % intervals (Student's t over seeds) in brackets."""
     few = [name for name in content if name.startswith("text_fine_tuning_")]
     parts = ["# Retention: what is left of the text after four image stages", ""]
-    parts += [
-        "Accuracies in percent, mean over seeds, 95 % interval (Student's t over seeds) in brackets. "
-        "Forgetting = after the own stage - at the end.",
-        "",
-    ]
+    parts += [INTRODUCTION, ""]
     parts += ["## Text k-NN (`text_probe`)", "", kept_table(content, "text_probe"), ""]
-    parts += ["## Text k-NN on the validation sentences", "", kept_table(content, "text_probe_validation"), ""]
+    parts += ["## Text k-NN on the validation sentences", "", SEEN, ""]
+    parts += [kept_table(content, "text_probe_validation"), ""]
     parts += ["## Text logistic regression", "", kept_table(content, "text_logistic"), ""]
     for name in few:
         parts += [f"## Text, fine-tuned on {name.rpartition('_')[2]} labels", "", kept_table(content, name), ""]
     parts += ["## Likeness of the text features to those after stage 1", "", likeness_table(content), ""]
     parts += ["## Does one forget more than the other? (text k-NN, same seed)", ""]
     parts += [paired_table(content, "text_probe"), "", "On the validation sentences:", ""]
-    parts += [paired_table(content, "text_probe_validation"), ""]
+    parts += [paired_table(content, "text_probe_validation"), "", "Since the best stage, testing sentences:", ""]
+    parts += [paired_table(content, "text_probe", "paired_forgetting_from_best"), ""]
+    parts += ["Since the best stage, validation sentences:", ""]
+    parts += [paired_table(content, "text_probe_validation", "paired_forgetting_from_best"), ""]
     parts += ["## Stage 1 against the untrained encoder", "", untrained_table(content), ""]
-    parts += ["## How well each modality was learned: pretext loss on validation data", "", plasticity_table(content)]
+    parts += [
+        "## How well each modality was learned: pretext loss on validation data",
+        "",
+        plasticity_table(content),
+        "",
+    ]
+    parts += ["Difference to sequential training with the same seed, 95 % interval; above 0 is learned worse:", ""]
+    parts += [paired_plasticity_table(content)]
     return "\n".join(parts) + "\n"
 
 
 def kept_table(content: Mapping[str, Any], name: str) -> str:
-    """Strategy, after the own stage, at the end, forgetting."""
-    rows = [
-        [strategy, percent(row["after_own_stage"]), percent(row["final"]), percent(row["forgetting"])]
-        for strategy, row in content[name].items()
-    ]
-    return _table(["strategy", "after own stage", "at the end", "forgetting"], rows)
+    """Strategy, after the own stage, at the end, forgetting since the own and since the best stage."""
+    columns = ("after_own_stage", "final", "forgetting", "forgetting_from_best")
+    rows = [[strategy, *(percent(row[column]) for column in columns)] for strategy, row in content[name].items()]
+    return _table(["strategy", "after own stage", "at the end", "forgetting", "since the best stage"], rows)
 
 
 def likeness_table(content: Mapping[str, Any]) -> str:
@@ -108,10 +123,10 @@ def likeness_table(content: Mapping[str, Any]) -> str:
     return _table(["strategy", "linear CKA", "10 nearest neighbours kept"], rows)
 
 
-def paired_table(content: Mapping[str, Any], name: str) -> str:
+def paired_table(content: Mapping[str, Any], name: str, kind: str = "paired_forgetting") -> str:
     """Differences of forgetting and whether their interval excludes 0."""
     rows = []
-    for row in content["paired_forgetting"][name]:
+    for row in content[kind][name]:
         apart = "-" if row["low"] is None else "yes" if row["low"] > 0 or row["high"] < 0 else "no"
         rows.append([f"{row['first']} - {row['second']}", percent(row["differences"]), apart])
     return _table(["forgetting of", "difference", "interval without 0"], rows)
@@ -132,6 +147,26 @@ def plasticity_table(content: Mapping[str, Any]) -> str:
         [strategy, *(number(row.get(name)) for name in modalities)] for strategy, row in content["plasticity"].items()
     ]
     return _table(["strategy", *modalities], rows)
+
+
+def paired_plasticity_table(content: Mapping[str, Any]) -> str:
+    """Strategy and the difference in loss of each modality."""
+    table = content["paired_plasticity"]
+    modalities = list(dict.fromkeys(name for row in table.values() for name in row))
+    rows = [[strategy, *(difference(row.get(name)) for name in modalities)] for strategy, row in table.items()]
+    return _table(["strategy", *modalities], rows)
+
+
+def difference(values: Sequence[float] | None) -> str:
+    """Mean over seeds with its interval and signs.
+
+    >>> difference([0.5, 0.5]), difference([-0.25]), difference([])
+    ('+0.500 [+0.500, +0.500]', '-0.250', '-')
+    """
+    mean, low, high = (interval(list(values or ()))[name] for name in ("mean", "low", "high"))
+    if mean is None:
+        return "-"
+    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:

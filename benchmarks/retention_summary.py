@@ -26,6 +26,8 @@ PAIRS = (
     ("medcoss_teacher_train", "medcoss"),
 )
 """Strategies whose forgetting is subtracted: positive where the first one forgets more."""
+PLAIN = "sequential"
+"""The strategy that keeps nothing: what the others learn of a new modality is compared with it."""
 Rows = list[dict[str, Any]]
 
 
@@ -90,7 +92,8 @@ class Summary:
         return [value for row in rows[own:] if (value := read(row)) is not None]
 
     def kept(self, modality: str, read: Any) -> dict[str, dict[str, list[float]]]:
-        """Per strategy: a measure after the modality's own stage, at the end, and the difference."""
+        """Per strategy: a measure after the modality's own stage, at the end, and what was lost since the own stage
+        (backward transfer with its sign turned) and since the best of all stages before the last."""
         table = {}
         for strategy in self.strategies:
             curves = [self.curve(seed, strategy, modality, read) for seed in self.seeds(strategy)]
@@ -98,7 +101,13 @@ class Summary:
             if curves:
                 own, final = [curve[0] for curve in curves], [curve[-1] for curve in curves]
                 lost = [before - after for before, after in zip(own, final, strict=True)]
-                table[strategy] = {"after_own_stage": own, "final": final, "forgetting": lost}
+                best = [max(curve[:-1], default=curve[-1]) - curve[-1] for curve in curves]
+                table[strategy] = {
+                    "after_own_stage": own,
+                    "final": final,
+                    "forgetting": lost,
+                    "forgetting_from_best": best,
+                }
         return table
 
     def alike(self, measure: str, modality: str) -> dict[str, list[float]]:
@@ -132,6 +141,26 @@ class Summary:
                         table.setdefault(strategy, {}).setdefault(row["modality"], []).append(row["validation_loss"])
         return table
 
+    def paired_plasticity(self) -> dict[str, dict[str, list[float]]]:
+        """Per strategy and modality: loss minus that of :data:`PLAIN` with the same seed; above 0 is learned worse."""
+        losses = self.plasticity()
+        plain = {
+            name: dict(zip(self.seeds(PLAIN), values, strict=True)) for name, values in losses.get(PLAIN, {}).items()
+        }
+        return {
+            strategy: {
+                name: [
+                    value - plain[name][seed]
+                    for seed, value in zip(self.seeds(strategy), values, strict=True)
+                    if seed in plain[name]
+                ]
+                for name, values in row.items()
+                if name in plain and name != self.text
+            }
+            for strategy, row in losses.items()
+            if strategy != PLAIN and plain and Unit(0, strategy).branches
+        }
+
     def untrained(self) -> dict[str, Any]:
         """Scores of the encoder before any training, and what stage 1 adds."""
         firsts = [result["stages"] for (_, name), result in sorted(self.results.items()) if name == FIRST]
@@ -150,15 +179,13 @@ class Summary:
     def _few_labels(self) -> dict[str, Any]:
         return {f"fine_tuning_{labels}": _few(labels) for labels in self.scale.few_labels}
 
-    def paired(self, table: Mapping[str, Mapping[str, Sequence[float]]]) -> Rows:
-        """Differences of forgetting between strategies, seed by seed, and their interval."""
+    def paired(self, table: Mapping[str, Mapping[str, Sequence[float]]], column: str = "forgetting") -> Rows:
+        """Differences of a column between strategies, seed by seed, and their interval."""
         rows = []
         for first, second in PAIRS:
             common = sorted(set(self.seeds(first)) & set(self.seeds(second)))
             if common and first in table and second in table:
-                one, other = (
-                    dict(zip(self.seeds(name), table[name]["forgetting"], strict=True)) for name in (first, second)
-                )
+                one, other = (dict(zip(self.seeds(name), table[name][column], strict=True)) for name in (first, second))
                 values = [one[seed] - other[seed] for seed in common]
                 rows.append({"first": first, "second": second, "differences": values, **interval(values)})
         return rows
@@ -189,9 +216,13 @@ class Summary:
             },
             "untrained": self.untrained(),
             "plasticity": self.plasticity(),
+            "paired_plasticity": self.paired_plasticity(),
             "curves": self.curves(),
             "intervals": {name: _intervals(table) for name, table in tables.items()},
             "paired_forgetting": {name: self.paired(table) for name, table in tables.items()},
+            "paired_forgetting_from_best": {
+                name: self.paired(table, "forgetting_from_best") for name, table in tables.items()
+            },
             "seeds": {strategy: self.seeds(strategy) for strategy in self.strategies},
             "updates": {name: self._updates(name) for name in self.strategies},
             "seconds": self.seconds(),

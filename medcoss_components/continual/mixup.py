@@ -106,7 +106,9 @@ def mix_images(inputs: Tensor, partner_inputs: Tensor, draw: ImageMixDraw) -> Te
     """
     _require_shape("partner_inputs", partner_inputs, inputs.shape)
     _require_shape("draw.weight", draw.weight, inputs.shape[:1])
-    weight = draw.weight.to(device=inputs.device, dtype=inputs.dtype).reshape(-1, *[1] * (inputs.dim() - 1))
+    weight = draw.weight.to(device=inputs.device, dtype=inputs.dtype, non_blocking=True).reshape(
+        -1, *[1] * (inputs.dim() - 1)
+    )
     return weight * inputs + (1 - weight) * partner_inputs
 
 
@@ -132,5 +134,5 @@ def mix_text(
     _require_shape("partner_ids", partner_ids, ids.shape)
     _require_shape("partner_padding_mask", partner_padding_mask, ids.shape)
     _require_shape("draw.mask", draw.mask, ids.shape)
-    own = draw.mask.to(ids.device)
+    own = draw.mask.to(ids.device, non_blocking=True)
     return torch.where(own, ids, partner_ids), torch.where(own, padding_mask, partner_padding_mask)

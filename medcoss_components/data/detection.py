@@ -24,7 +24,7 @@ from medcoss_components.data.grid_headers import read_image_grid
 from medcoss_components.data.labelled import choose_split, main_process_first, manifest_content
 from medcoss_components.data.manifest import Item, Manifest
 from medcoss_components.data.modalities import Modality
-from medcoss_components.data.plane_geometry import Boxes, PlaneGeometry, plane_geometry
+from medcoss_components.data.plane_geometry import Boxes, PlaneGeometry, has_area, plane_geometry
 from medcoss_components.data.store import Store, prepare_store
 from medcoss_components.data.task_splits import SplitChoice, source_split
 from medcoss_components.data.transforms import to_model_input
@@ -151,7 +151,7 @@ def _source_target(
 def _prepared(target: Mapping[str, torch.Tensor], geometry: PlaneGeometry) -> dict[str, torch.Tensor]:
     """A target in pixels of the prepared picture; boxes of which nothing is left there are gone."""
     boxes = geometry.forward(target["boxes"])
-    left = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    left = has_area(boxes)
     return {"boxes": boxes[left], "labels": target["labels"][left]}
 
 

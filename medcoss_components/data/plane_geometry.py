@@ -80,6 +80,11 @@ class PlaneGeometry:
         return np.asarray(values[0], boxes.dtype), np.asarray(values[1], boxes.dtype)
 
 
+def has_area(boxes: Boxes) -> Any:
+    """(n,) bool: which boxes (n, 4) are wider and higher than 0."""
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
+
+
 def _clipped(boxes: Boxes, size: Sequence[int]) -> Boxes:
     height, width = size
     output = boxes.clone() if isinstance(boxes, torch.Tensor) else boxes.copy()

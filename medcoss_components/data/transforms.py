@@ -131,9 +131,10 @@ class CropFlip(_TensorRecord):
         of a box edge the kernel reads the true neighbours outside the box instead of repeating the edge.
         """
         height, width = inputs.shape[-2:]
-        top, left, box_height, box_width = self.box.to(inputs.device, torch.float32).unbind(1)
+        top, left, box_height, box_width = self.box.to(inputs.device, torch.float32, non_blocking=True).unbind(1)
         theta = torch.zeros(len(self.box), 2, 3, device=inputs.device)
-        theta[:, 0, 0] = box_width / width * torch.where(self.flip.to(inputs.device), -1.0, 1.0)
+        flip = self.flip.to(inputs.device, non_blocking=True)
+        theta[:, 0, 0] = box_width / width * torch.where(flip, -1.0, 1.0)
         theta[:, 1, 1] = box_height / height
         theta[:, 0, 2] = (2 * left + box_width) / width - 1
         theta[:, 1, 2] = (2 * top + box_height) / height - 1
@@ -153,7 +154,7 @@ class Mirror(_TensorRecord):
         output = torch.empty_like(inputs)
         code = self.flip.cpu().long() @ torch.tensor([4, 2, 1])
         for number in code.unique().tolist():
-            index = (code == number).nonzero().squeeze(1).to(inputs.device)
+            index = (code == number).nonzero().squeeze(1).to(inputs.device, non_blocking=True)
             axes = [axis + 2 for axis in range(3) if number & (4 >> axis)]
             output[index] = inputs[index].flip(axes)
         return output

@@ -106,7 +106,7 @@ class StepBatch:
     def depth_noise(self, purpose: str = "depth") -> torch.Tensor:
         """(own, 2 * depth) uniform draws for stochastic depth; another purpose gives other draws."""
         noise = torch.rand(self.batch["count"], 2 * self.settings.depth, generator=self.generator(purpose))
-        return noise[self.own_rows].to(self.device)
+        return noise[self.own_rows].to(self.device, non_blocking=True)
 
     def _common(self, task: str) -> dict[str, Any]:
         return {"modality": self.modality.name, "task": task, "depth_noise": self.depth_noise()}
@@ -139,7 +139,8 @@ class ImageBatch(StepBatch):
 
     def _masking(self) -> dict[str, Any]:
         noise = draw_patch_noise(self.batch["count"], self.settings.patches(self.modality), self.generator("mask"))
-        return {"noise": noise[self.own_rows].to(self.device), "mask_ratio": self.settings.mask_ratio}
+        noise = noise[self.own_rows].to(self.device, non_blocking=True)
+        return {"noise": noise, "mask_ratio": self.settings.mask_ratio}
 
     def pretext(self) -> ModelInputs:
         return ModelInputs(self.loaded[: self.batch["own"]], self._common("pretext") | self._masking())

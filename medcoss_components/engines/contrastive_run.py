@@ -84,8 +84,11 @@ class ContrastivePretraining(RecordedRun):
 
     def _restore(self, step: str) -> None:
         if step == "train":
-            self.model.load_state_dict(read_weights(self.weights_path))
             self.history.rows = read_json(self.folder / "history.json")["rows"]
+
+    def _completed(self, step: str) -> None:
+        if step == "train":  # each rank has batch norm statistics of its own until then
+            self.model.load_state_dict(read_weights(self.weights_path))
 
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the result: the settings, the data, and what the run starts from."""

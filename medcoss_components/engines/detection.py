@@ -11,6 +11,7 @@ import torch
 
 from medcoss_components.continual.strategies import LossTerm
 from medcoss_components.data.boxes import resolve_categories
+from medcoss_components.data.plane_geometry import has_area
 from medcoss_components.engines.task_evaluators import THRESHOLD, TaskEvaluator
 from medcoss_components.engines.task_losses import DETECTION
 from medcoss_components.engines.trainer import module_of
@@ -90,6 +91,7 @@ class DetectionEvaluator(TaskEvaluator):
         from medcoss_components.evaluation.detection import check_threshold
 
         self.categories, self.threshold, self.pictures = resolve_categories(categories), float(threshold), pictures
+        self.outputs = tuple(self.categories)
         check_threshold(self.threshold)
         super().__init__(**options)
         if list(self.dataset.categories) != list(self.categories):
@@ -97,6 +99,12 @@ class DetectionEvaluator(TaskEvaluator):
                 f"categories: {list(self.categories)} are given, the data have {list(self.dataset.categories)}. Give "
                 "the same ones, in the order of the network's outputs."
             )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        from medcoss_components.evaluation.detection_metrics import BY_CATEGORY
+
+        return BY_CATEGORY
 
     def _reset(self, engine: Any) -> None:
         from medcoss_components.evaluation.results import WorstCases
@@ -112,8 +120,10 @@ class DetectionEvaluator(TaskEvaluator):
         seen = []
         for place, (row, boxes) in enumerate(zip(batch["indices"].tolist(), found, strict=True)):
             target = Boxes.of(batch["target"][place])
-            self._offer(row, inputs[place], target, boxes)
-            seen.append((row, boxes.moved(self.dataset.restore(row, boxes.boxes))))
+            sides = self.dataset.restore(row, boxes.boxes)
+            inside = has_area(sides)  # as predictions are written
+            self._offer(row, inputs[place], target, boxes.chosen(inside))
+            seen.append((row, boxes.moved(sides).chosen(inside)))
         return seen
 
     def _offer(self, row: int, image: torch.Tensor, target: Any, found: Any) -> None:

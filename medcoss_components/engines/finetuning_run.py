@@ -72,6 +72,9 @@ class FineTuning(RecordedRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.evaluator is not None:
+            for name in metric_names(self.selection):
+                self.evaluator.check_metric(name, "selection")
         self.selector = EpochSelection(
             folder=self.folder,
             evaluator=self.evaluator,

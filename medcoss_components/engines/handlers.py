@@ -149,7 +149,7 @@ class NonFiniteGuard:
 
 
 class ResumeCheckpoint:
-    """Writes everything that is needed to go on, every ``seconds`` and at the end of the run.
+    """Writes everything that is needed to go on, every ``seconds``.
 
     The file replaces its predecessor by a rename, so that a crash at any moment leaves a whole one. Rank 0 writes.
     Ctrl-C lets the optimiser step end, writes, and then stops the run; a second Ctrl-C stops at once.

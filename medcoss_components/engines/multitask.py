@@ -6,6 +6,7 @@ multiple body parts, MICCAI 2022.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,8 +30,20 @@ from medcoss_components.weights import hash_weights
 if TYPE_CHECKING:
     from medcoss_components.data.task_inputs import TaskTransform
 
+logger = logging.getLogger(__name__)
+
 FEATURE_WEIGHT, ANCHOR_WEIGHT = 1e-3, 1e-2
 """lam_f and lam_w, for which the paper gives no numbers; see the docstring of :class:`MultiTaskTrainer`."""
+
+
+def _warn_of_fresh_batch_norm(backbone: torch.nn.Module) -> None:
+    """Frozen batch norms that never saw data normalise nothing."""
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if norms and all(bool((norm.running_mean == 0).all() and (norm.running_var == 1).all()) for norm in norms):
+        logger.warning(
+            "freeze_batch_norm: the backbone's batch norms hold no statistics, since nothing was trained before, and "
+            "frozen they normalise nothing. Start from step 1 (init_weights), or set freeze_batch_norm to False."
+        )
 
 
 class TaskView(torch.nn.Module):
@@ -140,6 +153,7 @@ class MultiTaskTrainer(ResumableTrainer):
         _check_tasks(train_data_loader.tasks, given)
         self.freeze_batch_norm = freeze_batch_norm
         if freeze_batch_norm:
+            _warn_of_fresh_batch_norm(network.backbone)
             network.backbone.freeze_batch_norm(True)
         self.anchor = WeightAnchor(network.backbone)
         super().__init__(

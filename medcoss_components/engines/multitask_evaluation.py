@@ -36,7 +36,7 @@ class MultiTaskEvaluator(SupervisedEvaluator):
         val_handlers: further handlers.
 
     Raises:
-        InputError: no evaluator, or a task's name that is the word "mean".
+        InputError: no evaluator, a task's name that is the word "mean", or a headline that is no metric of its task.
     """
 
     def __init__(
@@ -58,6 +58,8 @@ class MultiTaskEvaluator(SupervisedEvaluator):
             val_handlers=list(val_handlers),
             decollate=False,
         )
+        for task, name in self.names.items():
+            self.evaluators[task].check_metric(name, f"task {task!r}: headline")
         self.add_event_handler(Events.EPOCH_STARTED, lambda engine: self.state.metrics.clear())
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
 

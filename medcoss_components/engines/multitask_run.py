@@ -59,6 +59,7 @@ class MultiTaskTraining(RecordedRun):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.settings = without_places(self.settings)
         self.selector = RoundSelection(
             keep=self.keep,
             folder=self.folder,
@@ -129,7 +130,7 @@ class MultiTaskTraining(RecordedRun):
         log_defined(self.tracked, "round", metrics, step=iteration)
         if self.main:
             write_json(self.folder / ROUNDS, rounds_content(self))
-        if self.checkpoint.interrupted:  # Ctrl-C during the validation: the training loop would never see it
+        if self.checkpoint.interrupted and self.trainer.window_closed:  # Ctrl-C during the validation
             self.checkpoint.save(self.trainer)
             raise KeyboardInterrupt
 
@@ -210,6 +211,16 @@ def evaluate_tasks(
         )
         for task, entry in evaluator.evaluators.items()
     }
+
+
+def without_places(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the places of the tasks' data: its content counts, and a path may name what it should not."""
+    tasks = settings.get("tasks") or {}
+    kept = {
+        task: {key: value for key, value in entry.items() if key not in ("data_manifest", "dataset_dir")}
+        for task, entry in tasks.items()
+    }
+    return {**settings, **({"tasks": kept} if tasks else {})}
 
 
 def _number(value: float | None) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from medcoss_components.continual.memorization import FeatureMemory
+from medcoss_components.data.cases import case_settings
 from medcoss_components.data.detection import detection_dataset
 from medcoss_components.data.detection_inputs import DetectionTransform
 from medcoss_components.data.labelled import classification_dataset, segmentation_dataset
@@ -115,10 +116,18 @@ def _dataset(entry: Mapping[str, Any], *, modality: Any, **options: Any) -> Any:
     own = {key: entry[key] for key in DATA_KEYS if key in entry and key != "data_manifest"}
     kind = entry["kind"]
     if kind == SEGMENTATION:
-        sides = list(modality.input_shape[1:])
-        own["preparation"] = {"size": sides, **(own.get("preparation") or {})}
+        own["preparation"] = _case_preparation(modality, options.get("preparation"), own.get("preparation"))
     arguments = {**options, **own, "manifest": entry.get("data_manifest"), "modality": modality}
     return DATASETS[kind](**arguments, **{OUTPUTS[kind]: entry[OUTPUTS[kind]]})
+
+
+def _case_preparation(modality: Any, shared: Mapping[str, Any] | None, own: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings of a segmentation task: those of all as far as cases know them (``fit`` is for images without masks),
+    the size of the input instead of a manifest's spacing, then its own."""
+    sized = {"spacing": None, "size": list(modality.input_shape[1:])}
+    if own and own.get("spacing") is not None:
+        sized = {"size": None}
+    return {**case_settings(modality, shared or {}), **sized, **(own or {})}
 
 
 def multitask_preprocessing(

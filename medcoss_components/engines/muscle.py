@@ -74,9 +74,9 @@ class MusclePretraining:
         contrastive_config: str | Path,
         multitask_config: str | Path,
         output_dir: str | Path,
-        manifests: Sequence[str | Path | Mapping[str, Any]] = (),
+        manifests: str | Path | Sequence[str | Path | Mapping[str, Any]] = (),
         tasks: Mapping[str, Mapping[str, Any]] | None = None,
-        steps: Sequence[str] = STEPS,
+        steps: str | Sequence[str] = STEPS,
         settings: Mapping[str, Any] | None = None,
         contrastive: Mapping[str, Any] | None = None,
         multitask: Mapping[str, Any] | None = None,
@@ -90,7 +90,7 @@ class MusclePretraining:
         self.main = idist.get_rank() == 0
         configs = {CONTRASTIVE: Path(contrastive_config), MULTITASK: Path(multitask_config)}
         own = {
-            CONTRASTIVE: {"manifests": list(manifests), **(contrastive or {})},
+            CONTRASTIVE: {"manifests": _listed(manifests), **(contrastive or {})},
             MULTITASK: {"tasks": dict(tasks or {}), **(multitask or {})},
         }
         self.steps = [
@@ -194,6 +194,11 @@ class MusclePretraining:
         }
 
 
+def _listed(entries: Any) -> list[Any]:
+    """Several entries as a list; one alone stands for itself."""
+    return [entries] if isinstance(entries, str | Path | Mapping) else list(entries)
+
+
 def _check_data(step: Step) -> None:
     """See that what a step reads is there, before an earlier one trains for hours.
 
@@ -213,13 +218,13 @@ def _check_data(step: Step) -> None:
             raise InputError(f"step {step.name}, {where}: data_manifest {path}: no such file")
 
 
-def _check_steps(steps: Sequence[str]) -> list[str]:
+def _check_steps(steps: str | Sequence[str]) -> list[str]:
     """The steps as a list.
 
     Raises:
         InputError: none, an unknown one, or another order.
     """
-    given = list(steps)
+    given = _listed(steps)
     if not given or given != [name for name in STEPS if name in given]:
         raise InputError(f"steps: must be one or both of {', '.join(STEPS)}, in this order, received {given}")
     return given

@@ -36,7 +36,12 @@ class TaskEvaluator(Evaluator):
     Args:
         preprocessing: turns stored samples into inputs.
         options: those of :class:`~medcoss_components.engines.evaluator.Evaluator`.
+
+    Attributes:
+        outputs: names of the outputs, for each of which some metrics are also given.
     """
+
+    outputs: tuple[str, ...] = ()
 
     def __init__(self, *, preprocessing: TaskTransform, **options: Any) -> None:
         self.preprocessing = preprocessing
@@ -48,6 +53,28 @@ class TaskEvaluator(Evaluator):
         self.add_event_handler(Events.EPOCH_STARTED, self._reset)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
         self.add_event_handler(Events.EXCEPTION_RAISED, self._close_and_raise)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of the metrics of a result."""
+        raise NotImplementedError
+
+    def check_metric(self, name: str, argument: str) -> None:
+        """See that results will have a number, before anything is trained for it.
+
+        Args:
+            name: ``<metric>`` or ``<metric>/<output>``.
+            argument: where the name was given, for the message.
+
+        Raises:
+            InputError: an unknown metric or output.
+        """
+        metric, _, output = name.partition("/")
+        if metric not in self.measures or (output and output not in self.outputs):
+            raise InputError(
+                f"{argument}: {name!r} is no metric of this task; choose from {', '.join(self.measures)}, most of them "
+                f"also as <metric>/<output> with an output of {', '.join(self.outputs)}"
+            )
 
     def result(self) -> Any:
         """The result object of the last :meth:`run`.
@@ -115,8 +142,14 @@ class ClassificationEvaluator(TaskEvaluator):
     """
 
     def __init__(self, *, classes: Sequence[str], **options: Any) -> None:
-        self.classes = tuple(str(name) for name in classes)
+        self.outputs = self.classes = tuple(str(name) for name in classes)
         super().__init__(**options)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        from medcoss_components.evaluation.classification import SCORES
+
+        return SCORES
 
     def observe(self, batch: dict[str, Any], inputs: torch.Tensor, logits: torch.Tensor) -> list[Any]:
         probabilities = logits.double().softmax(dim=1).cpu().numpy()
@@ -164,8 +197,15 @@ class SegmentationEvaluator(TaskEvaluator):
         **options: Any,
     ) -> None:
         self.regions, self.source_geometry, self.pictures = dict(regions), source_geometry, pictures
+        self.outputs = tuple(self.regions)
         self.distances = True
         super().__init__(network=network, inferer=inferer or window_inferer(network), **options)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        from medcoss_components.evaluation.segmentation import SCORES
+
+        return SCORES
 
     @cached_property
     def unit(self) -> str:

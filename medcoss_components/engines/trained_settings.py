@@ -44,7 +44,7 @@ def check_outputs(network: Any, weights: str | Path) -> None:
 
     Raises:
         InputError: classes, names of regions, categories, modality, text attention or the input shape of a network that
-            sees the whole image (classifier, detector) differ.
+            sees the whole image (classifier, detector), or the anchors of a detector differ.
     """
     settings = trained_settings(weights)
     network.__dict__[_ATTRIBUTE] = settings
@@ -56,6 +56,7 @@ def check_outputs(network: Any, weights: str | Path) -> None:
         "modality": getattr(modality, "name", None),
         "text_attention": getattr(network, "text_attention", None),
         "backbone": getattr(network, "backbone_name", None),
+        "anchor_scale": getattr(getattr(network, "head", None), "anchor_scale", None),  # boxes are decoded from anchors
     }
     if own["classes"] or own["categories"]:  # masks come from windows, whose size is free; these see the whole image
         own["input_shape"] = list(getattr(modality, "input_shape", ()))

@@ -15,6 +15,7 @@ from medcoss_components.errors import InputError
 from medcoss_components.evaluation.calibration import BINS, confidence_bins, reliability
 
 BY_CLASS = ("sensitivity", "specificity", "auc", "f1")
+SCORES = ("accuracy", "balanced_accuracy", "auc", "f1", "sensitivity", "specificity", "ece")
 
 
 def checked_predictions(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from medcoss_components.data.boxes import resolve_categories
-from medcoss_components.data.plane_geometry import PlaneGeometry
+from medcoss_components.data.plane_geometry import PlaneGeometry, has_area
 from medcoss_components.engines.detection import found_boxes
 from medcoss_components.engines.task_evaluators import THRESHOLD
 from medcoss_components.errors import InputError
@@ -21,6 +21,7 @@ from medcoss_components.tracking.detection_figures import write_box_overlay
 
 SIDES = ("left", "top", "right", "bottom")
 COCO_RESULTS = "coco_results.json"
+HEAD_SETTINGS = ("anchor_scale", "score_threshold", "nms_threshold", "boxes_per_image")
 
 
 class DetectionPredictor(Predictor):
@@ -61,6 +62,8 @@ class DetectionPredictor(Predictor):
         check_threshold(self.threshold)
         settings = {"categories": self.categories, "threshold": self.threshold, "overlay": overlay}
         super().__init__(val_data_loader=val_data_loader, settings=settings, **options)
+        head = getattr(self.network, "head", None)  # these stand in no weights, and decide the boxes
+        self.settings["head"] = {name: getattr(head, name) for name in HEAD_SETTINGS if hasattr(head, name)}
 
     def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
         inputs = self.inputs(torch.cat([case.raw for case in cases if case.raw is not None]))
@@ -74,7 +77,7 @@ class DetectionPredictor(Predictor):
                 )
             sure = found.at_least(self.threshold)
             sides = case.plane.restore(sure.boxes)
-            inside = (sides[:, 2:] > sides[:, :2]).all(axis=1)  # what lies in the filled margin is nowhere in the file
+            inside = has_area(sides)  # what lies in the filled margin is nowhere in the file
             if self.overlay:
                 self._picture(case.source.id, case.raw[0], sure.chosen(inside), case.plane)
             yield self._row(sure.moved(sides).chosen(inside), case.plane)

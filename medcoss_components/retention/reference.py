@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from medcoss_components.continual.buffer import BUFFER_NAME, open_buffer_store, read_buffer
 from medcoss_components.continual.store_view import StoreView
+from medcoss_components.errors import InputError
 from medcoss_components.files import sha256_json
 from medcoss_components.randomness import numpy_generator_for
 from medcoss_components.retention.encoders import Column
@@ -42,7 +43,10 @@ class Reference:
             InputError: neither the store nor a copy of the buffer is there.
         """
         buffer = read_buffer(self.column.folder)
-        view = open_buffer_store(buffer, store_dir)
+        try:
+            view = open_buffer_store(replace(buffer, materialised=None), store_dir)
+        except InputError:
+            view = open_buffer_store(buffer, store_dir)
         whole, rows = view.store, np.arange(len(view.store))
         if len(whole) > len(view):
             others = np.setdiff1d(rows, view.indices)

@@ -157,8 +157,9 @@ def linear_cka(a: ArrayLike, b: ArrayLike) -> float:
         b: (N, E) features of the same samples in the same order.
 
     Returns:
-        1 for the same features up to rotation and scale, 0 for unrelated ones, and 0 where all samples have one and
-        the same feature vector, since nothing can be read from it.
+        1 for the same features up to rotation and scale. Unrelated ones give about D / (D + N), where D counts the
+        directions that the features really use, so take many more samples than directions. 0 where all samples have
+        one and the same feature vector, since nothing can be read from it.
 
     Raises:
         InputError: different numbers of rows, fewer than 2, or values that are not finite.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +228,20 @@ class TestSummary:
         assert pair["differences"] == pytest.approx([0.09, 0.18])
         assert summary.curves()["medcoss"] == [[0.6, 0.59], [0.7, 0.68]]
 
+    def test_forgetting_since_the_best_stage_and_what_it_cost(self, tmp_path):
+        for name, last in (("sequential", 0.4), ("medcoss", 0.5)):
+            run = result(0, name, [(PICTURE, 0.7), ("ct", last)])
+            run["stages"][0]["validation_loss"] = last
+            write_json(tmp_path / "seed0" / name / "result.json", run)
+        write_json(tmp_path / "seed0" / FIRST / "result.json", result(0, FIRST, [(None, 0.3), ("report", 0.6)]))
+        summary = retention_summary.Summary(summary_scale(), tmp_path)
+        table = summary.kept("report", retention_summary._probe("text", "k_nn"))
+        assert table["medcoss"]["forgetting"] == pytest.approx([0.1])
+        assert table["medcoss"]["forgetting_from_best"] == pytest.approx([0.2])
+        (pair,) = summary.paired(table, "forgetting_from_best")
+        assert pair["differences"] == pytest.approx([0.1])
+        assert summary.paired_plasticity() == {"medcoss": {PICTURE: pytest.approx([0.1])}}
+
     def test_a_branch_without_stage_1_does_not_count(self, tmp_path):
         write_json(tmp_path / "seed0" / "medcoss" / "result.json", result(0, "medcoss", [(PICTURE, 0.5)]))
         assert retention_summary.Summary(summary_scale(), tmp_path).strategies == []
@@ -236,12 +251,14 @@ class TestSummary:
         paths = retention_report.write_report(data.scale, data.root, tmp_path)
         content = json.loads(paths["json"].read_text())
         assert set(content["text_probe"]) == set(RUNS)
-        assert set(content["text_probe"]["medcoss"]) == {"after_own_stage", "final", "forgetting"}
+        columns = {"after_own_stage", "final", "forgetting", "forgetting_from_best"}
+        assert set(content["text_probe"]["medcoss"]) == columns
         assert content["text_probe"]["joint"]["forgetting"] == [0.0]
         assert content["updates"]["medcoss"] == [8, 8]
         assert str(data.root.parent) not in paths["json"].read_text()
         text = paths["md"].read_text()
-        assert "| sequential - medcoss |" in text and "fine-tuned on 8 labels" in text
+        assert text.count("| sequential - medcoss |") == 4 and "fine-tuned on 8 labels" in text
+        assert content["paired_plasticity"].keys() >= {"medcoss"} and "above 0 is learned worse" in text
         assert paths["png"].stat().st_size > 1000
 
     def test_a_report_before_any_run(self, finished, tmp_path):
@@ -319,7 +336,9 @@ class TestCommandLine:
 
     @pytest.fixture
     def root(self, tmp_path):
-        write_json(tmp_path / "sample" / "report" / "manifest.json", {})
+        scale = retention_plan.standard_scale(tmp_path / "sample")
+        for entry in (*scale.stages, *scale.probes):
+            write_json(Path(entry["manifest"]), {})
         retention_plan.open_scale(tmp_path / "root", tmp_path / "sample")
         return tmp_path / "root"
 
@@ -331,12 +350,14 @@ class TestCommandLine:
 
     def test_wrong_input_ends_with_1(self, tmp_path, capsys):
         assert retention.main(["--root", str(tmp_path), "--sample-dir", str(tmp_path), "--list"]) == 1
-        assert "medcoss sample fetch" in capsys.readouterr().err
+        assert "manifest.json is not there; run `medcoss sample fetch DIR`" in capsys.readouterr().err
+        assert retention.main(["--root", str(tmp_path), "--list"]) == 1
+        assert "--sample-dir: is needed at the first call" in capsys.readouterr().err
 
     def test_all_then_report(self, root, monkeypatch, capsys):
         monkeypatch.setattr(retention_data.Data, "prepare", lambda data: None)
         monkeypatch.setattr(retention.Queue, "run", lambda queue: True)
-        monkeypatch.setattr(retention, "report", lambda scale, folder: print("reported", folder.name))
+        monkeypatch.setattr(retention, "report", lambda scale, folder, record: print("reported", folder.name))
         assert retention.main(["--root", str(root), "--limit-minutes", "1"]) == 0
         assert "reported root" in capsys.readouterr().out
 
@@ -347,10 +368,11 @@ class TestCommandLine:
         assert "0 of 1 done" in capsys.readouterr().out
 
     def test_only_the_report(self, root, monkeypatch, capsys, tmp_path):
-        paths = {"json": tmp_path / "retention.json"}
-        monkeypatch.setattr(retention_report, "write_report", lambda scale, folder: paths)
+        monkeypatch.setattr(retention_report, "write_report", lambda scale, folder, results: {"json": results})
         assert retention.main(["--root", str(root), "--report"]) == 0
-        assert capsys.readouterr().out == f"{paths['json']}\n"
+        assert capsys.readouterr().out == f"{root.resolve() / 'report'}\n"
+        assert retention.main(["--root", str(root), "--report", "--record"]) == 0
+        assert capsys.readouterr().out == f"{retention.RESULTS}\n"
 
     def test_interrupted_by_hand(self, root, monkeypatch):
         def interrupted(*arguments):

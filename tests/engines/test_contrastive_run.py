@@ -144,8 +144,12 @@ class TestOtherRanks:
         monkeypatch.setattr(recorded_run.idist, "get_rank", lambda: 1)
         monkeypatch.setattr(contrastive_run, "embed_into_file", lambda *arguments, **options: None)
         monkeypatch.setattr(contrastive_run.np, "load", lambda path: np.eye(3))
-        parts.make_run(tmp_path / "run", trainer, evaluator=None).run()
+        run = parts.make_run(tmp_path / "run", trainer, evaluator=None)
+        taken = {name: torch.zeros_like(value) for name, value in run.model.state_dict().items()}
+        monkeypatch.setattr(contrastive_run, "read_weights", lambda path: taken)
+        run.run()
         assert not any((tmp_path / "run").iterdir())
+        assert not any(value.any() for value in run.model.state_dict().values())  # those of rank 0's file
 
 
 class TestWithoutParts:

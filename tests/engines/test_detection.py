@@ -207,6 +207,22 @@ class TestEvaluator:
             assert found.boxes[order] == pytest.approx(expected[np.argsort(expected[:, 0])], abs=1e-3)
             assert (found.boxes[:, 2] <= SOURCE[1]).all() and (found.boxes[:, 3] <= SOURCE[0]).all()
 
+    def test_boxes_in_the_filled_margin_are_no_mistakes(self, evaluate, data):
+        """They lie nowhere in the file, and predictions leave them out."""
+        answers = knowing(data["validation"])
+        margin = {"boxes": torch.tensor([[0.0, 4, 3, 60]]), "labels": torch.tensor([0]), "scores": torch.tensor([0.99])}
+        answers[0] = {name: torch.cat([margin[name].to(values.dtype), values]) for name, values in answers[0].items()}
+        result = evaluate(Oracle(answers)).evaluate()
+        assert (result.metrics()["map"], result.metrics()["false_positives"]) == pytest.approx((1.0, 0.0))
+
+    def test_metrics_are_known_before_there_are_results(self, evaluate, data):
+        evaluator = evaluate(Oracle(knowing(data["validation"])))
+        for name in evaluator.evaluate().metrics():
+            evaluator.check_metric(name, "selection")
+        for wrong in ("ap50", "map/other"):
+            with pytest.raises(InputError, match=f"selection: '{wrong}' is no metric .* choose from map, map50"):
+                evaluator.check_metric(wrong, "selection")
+
     def test_pictures_of_the_worst(self, evaluate, data):
         answers = knowing(data["validation"])
         answers[1] = {name: values[:0] for name, values in answers[1].items()}

@@ -133,6 +133,13 @@ class TestTraining:
         norms = [name for name in before if name.startswith("backbone.") and ("bn" in name or "running" in name)]
         assert norms and all(torch.equal(before[name], parts.network.state_dict()[name]) for name in norms)
 
+    def test_frozen_batch_norm_without_statistics_is_told(self, multitask, caplog):
+        multitask()
+        assert "hold no statistics" in caplog.text
+        caplog.clear()
+        multitask(freeze_batch_norm=False)
+        assert "hold no statistics" not in caplog.text
+
     def test_batch_norm_may_be_trained(self, multitask):
         parts = multitask(freeze_batch_norm=False)
         before = parts.network.backbone.bn1.running_mean.clone()

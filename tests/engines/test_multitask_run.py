@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Events
 
 from medcoss_components.engines import multitask_run
-from medcoss_components.engines.multitask_run import STEPS, evaluate_tasks
+from medcoss_components.engines.multitask_run import STEPS, evaluate_tasks, without_places
 from medcoss_components.engines.setup import task_network
 from medcoss_components.errors import InputError
 from medcoss_components.networks.xray_tasks import XrayClassificationModel
@@ -332,6 +332,16 @@ class TestCrashes:
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_where_the_data_lie_is_no_setting():
+    """The same data may be mounted elsewhere tomorrow."""
+    tasks = {"size": {"kind": "classification", "data_manifest": "/a/m.json", "dataset_dir": "/a", "headline": "auc"}}
+    assert without_places({"seed": 1, "tasks": tasks}) == {
+        "seed": 1,
+        "tasks": {"size": {"kind": "classification", "headline": "auc"}},
+    }
+    assert without_places({"seed": 1}) == {"seed": 1}
+
+
 def test_tracking_has_one_metric_for_each_task_and_is_nested(tmp_path, make_run):
     from mlflow import MlflowClient
 

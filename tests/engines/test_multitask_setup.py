@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from medcoss_components.data.modalities import get_modality
 from medcoss_components.engines.multitask_evaluation import MultiTaskEvaluator, RoundSelection
 from medcoss_components.engines.multitask_setup import (
+    _case_preparation,
     check_tasks,
     feature_memory,
     multitask_datasets,
@@ -75,6 +77,20 @@ class TestData:
         tasks = {"size": multitask_tasks["size"], "spots": multitask_tasks["spots"] | {"data_manifest": str(alone)}}
         assert list(multitask_datasets(tasks=tasks, split="testing", optional=True, **options)) == ["size"]
 
+    def test_segmentation_follows_the_settings_of_all_as_far_as_they_are_for_masks(self, multitask_tasks, store_dir):
+        made = []
+        for own in ({}, {"percentiles": None}):
+            tasks = {"organs": multitask_tasks["organs"] | {"preparation": own}}
+            shared = {"fit": "stretch", "percentiles": [2, 98]}
+            options = {"modality": MODALITY, "store_dir": store_dir, "workers": 1, "preparation": shared}
+            made.append(multitask_datasets(tasks=tasks, **options)["organs"].store.index["preparation"])
+        assert made[0] == {"spacing": None, "size": [32, 48], "percentiles": [2, 98]}
+        assert made[1] == {"spacing": None, "size": [32, 48], "percentiles": None}
+
+    def test_a_spacing_of_ones_own_takes_the_place_of_the_size(self):
+        made = _case_preparation(get_modality(MODALITY), {"percentiles": [2, 98]}, {"spacing": [1.0, 1.0]})
+        assert made == {"spacing": [1.0, 1.0], "size": None, "percentiles": [2, 98]}
+
     def test_batch_sizes_and_schedule(self, multitask_tasks, store_dir):
         tasks = multitask_tasks | {"spots": multitask_tasks["spots"] | {"batch_size": 1}}
         data = multitask_datasets(tasks=tasks, modality=MODALITY, store_dir=store_dir, workers=1)
@@ -125,6 +141,9 @@ class Fixed:
     def evaluate(self):
         return SimpleNamespace(metrics=lambda: self.found, cases=("a", "b"))
 
+    def check_metric(self, name, argument):
+        assert name in self.found, argument
+
 
 class TestEvaluator:
     def build(self, multitask, values=(0.5, 0.25, math.nan), **options):
@@ -162,9 +181,18 @@ class TestEvaluator:
         assert evaluator.state.metrics["size"] == 1.0
         assert evaluator.names == {"size": "accuracy", "organs": "dice", "spots": "map"}
 
-    def test_unknown_headline_refused(self, multitask):
-        with pytest.raises(InputError, match="headline of task 'organs': 'iou' is none .* choose from dice"):
-            self.build(multitask, headlines={"organs": "iou"}).run()
+    def test_unknown_headline_refused_at_once(self, multitask):
+        real = multitask().validator
+        with pytest.raises(InputError, match="task 'organs': headline: 'map' is no metric of this task; .* dice"):
+            MultiTaskEvaluator(evaluators=real.evaluators, headlines={"organs": "map"})
+
+    def test_every_metric_of_every_kind_is_known(self, multitask):
+        real = multitask().validator
+        real.run()
+        for name in set(real.state.metrics) - {"mean", *real.evaluators}:
+            task, _, metric = name.partition("/")
+            if not metric.endswith("_undefined"):
+                real.evaluators[task].check_metric(metric, "headline")
 
     @pytest.mark.parametrize("evaluators", [{}, {"mean": None}])
     def test_names_refused(self, evaluators):

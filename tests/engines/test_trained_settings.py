@@ -69,6 +69,13 @@ def test_regions_are_compared_by_name_and_order(tmp_path):
         check_outputs(SimpleNamespace(regions={"core": [2], "organ": [1, 2]}), tmp_path)
 
 
+def test_anchors_are_compared(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"anchor_scale": 4}}))
+    check_outputs(SimpleNamespace(head=SimpleNamespace(anchor_scale=4.0)), tmp_path)
+    with pytest.raises(InputError, match=r"anchor_scale: .* trained with 4, given 2.0.*--anchor_scale"):
+        check_outputs(SimpleNamespace(head=SimpleNamespace(anchor_scale=2.0)), tmp_path)
+
+
 def test_inputs(run, caplog):
     known = network()
     check_outputs(known, run)

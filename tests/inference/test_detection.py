@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,6 +192,14 @@ class TestRuns:
         detector(pictures).run()
         with pytest.raises(InputError, match="threshold"):
             detector(pictures, threshold=0.3).run()
+
+    def test_what_the_head_does_decides_the_boxes_too(self, pictures, detector):
+        network = BrightBox()
+        network.head = SimpleNamespace(nms_threshold=0.5)
+        detector(pictures, network=network).run()
+        network.head.nms_threshold = 0.2
+        with pytest.raises(InputError, match="nms_threshold"):
+            detector(pictures, network=network).run()
 
     def test_a_damaged_file_fails_alone(self, pictures, detector, tmp_path):
         (pictures / "c.png").write_bytes(b"no picture")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -317,6 +318,22 @@ def test_rehearsed_samples_are_no_reference_where_others_are_left(finished, monk
     assert set(rows) == set(range(10)) - buffer and len(buffer) == 3
     assert len(entry.samples(4, seed=0)) == 4
     assert entry.samples(4, seed=0).ids == entry.samples(4, seed=0).ids
+
+
+def test_a_copy_of_the_buffer_does_not_stand_for_the_store(finished, monkeypatch, tmp_path):
+    from medcoss_components.continual.buffer import materialise_buffer, open_buffer_store, read_buffer
+    from medcoss_components.retention import reference
+    from medcoss_components.retention.encoders import chain_columns
+
+    entry = reference.references(chain_columns(finished, read_chain(finished)), {})[0]
+    buffer = read_buffer(entry.column.folder)
+    copied = materialise_buffer(buffer, open_buffer_store(buffer).store, tmp_path / "buffer")
+    monkeypatch.setattr(reference, "read_buffer", lambda folder: copied)
+    monkeypatch.setattr(reference, "FEWEST", 5)
+    assert not set(entry.samples(500, seed=0).ids) & set(buffer.ids)
+    lost = replace(copied, store=str(tmp_path / "gone"))
+    monkeypatch.setattr(reference, "read_buffer", lambda folder: lost)
+    assert set(entry.samples(500, seed=0).ids) == set(buffer.ids)
 
 
 class TestTextPreparation:
