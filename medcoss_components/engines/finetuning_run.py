@@ -135,9 +135,7 @@ class FineTuning(RecordedRun):
 
     def _log_validation(self, iteration: int, metrics: Mapping[str, float]) -> None:
         log_defined(self.tracked, "validation", metrics, step=iteration)
-        if self.checkpoint.interrupted:  # Ctrl-C during the validation: the training loop would never see it
-            self.checkpoint.save(self.trainer)
-            raise KeyboardInterrupt
+        self.checkpoint.stop_if_asked(self.trainer)  # Ctrl-C during the last validation: training would never see it
 
     def _train(self) -> None:
         self._set_distances(

@@ -20,6 +20,7 @@ import torch
 from ignite.engine import Events
 from monai.utils.enums import CommonKeys
 
+from medcoss_components.engines.agreement import AnyRank
 from medcoss_components.engines.optimisation import WarmupCosine, polynomial_decay
 from medcoss_components.engines.trainer import ResumableTrainer, loss_terms
 from medcoss_components.errors import InputError
@@ -152,7 +153,8 @@ class ResumeCheckpoint:
     """Writes everything that is needed to go on, every ``seconds``.
 
     The file replaces its predecessor by a rename, so that a crash at any moment leaves a whole one. Rank 0 writes.
-    Ctrl-C lets the optimiser step end, writes, and then stops the run; a second Ctrl-C stops at once.
+    Ctrl-C on any rank lets the optimiser step end, writes, and then stops all ranks after the same step; a second
+    Ctrl-C stops at once.
 
     Args:
         path: the checkpoint file.
@@ -177,6 +179,7 @@ class ResumeCheckpoint:
         self.trained_seconds = 0.0
         self.started_at = time.monotonic()
         self.interrupted = False
+        self.any_rank = AnyRank()
         self.former_answer: Any = None
 
     def attach(self, engine: ResumableTrainer) -> None:
@@ -188,10 +191,16 @@ class ResumeCheckpoint:
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._stop_listening_and_raise)
 
     def __call__(self, engine: ResumableTrainer) -> None:
-        if engine.window_closed and (self.interrupted or time.monotonic() - self.written_at >= self.seconds):
+        if engine.window_closed:
+            self.stop_if_asked(engine)
+            if time.monotonic() - self.written_at >= self.seconds:
+                self.save(engine)
+
+    def stop_if_asked(self, engine: ResumableTrainer) -> None:
+        """After Ctrl-C on any rank: write a checkpoint and raise KeyboardInterrupt. All ranks call it together."""
+        if self.any_rank(self.interrupted):
             self.save(engine)
-            if self.interrupted:
-                raise KeyboardInterrupt
+            raise KeyboardInterrupt
 
     def _listen(self, engine: ResumableTrainer) -> None:
         """Answer Ctrl-C between two steps: in the middle of one the weights may be half updated."""

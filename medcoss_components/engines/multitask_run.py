@@ -130,9 +130,8 @@ class MultiTaskTraining(RecordedRun):
         log_defined(self.tracked, "round", metrics, step=iteration)
         if self.main:
             write_json(self.folder / ROUNDS, rounds_content(self))
-        if self.checkpoint.interrupted and self.trainer.window_closed:  # Ctrl-C during the validation
-            self.checkpoint.save(self.trainer)
-            raise KeyboardInterrupt
+        if self.trainer.window_closed:  # Ctrl-C during the last validation: training would never see it
+            self.checkpoint.stop_if_asked(self.trainer)
 
     def _cache(self) -> None:
         self.trainer.fill_memory()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 from collections import deque
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -307,3 +309,10 @@ class TestProgressBar:
         with pytest.raises(ZeroDivisionError):
             trainer.run()
         assert closed
+
+
+def test_ctrl_c_on_one_rank_stops_all_after_the_same_step(tmp_path, tiny_sizes, two_processes):
+    (tmp_path / "sizes.json").write_text(json.dumps(tiny_sizes))
+    two_processes(Path(__file__).with_name("interrupt_ranks.py"), tmp_path)
+    assert [(tmp_path / f"stopped{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["iteration"] == 3
