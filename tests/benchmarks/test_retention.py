@@ -132,7 +132,7 @@ class TestPlan:
             retention_plan.open_scale(tmp_path, tmp_path / "none")
 
     def test_settings_stay_with_the_folder(self, tmp_path):
-        write_json(tmp_path / "sample" / "report" / "manifest.json", {})
+        write_sample(tmp_path / "sample")
         scale = retention_plan.open_scale(tmp_path / "root", tmp_path / "sample")
         assert retention_plan.open_scale(tmp_path / "root", None) == scale
         assert [stage["modality"] for stage in scale.stages] == ["report", "xray", "ct", "mri", "pathology"]
@@ -267,6 +267,13 @@ class TestSummary:
         assert json.loads(paths["json"].read_text())["text_probe"] == {}
 
 
+def write_sample(folder):
+    """Empty manifests where those of the sample data are."""
+    scale = retention_plan.standard_scale(folder)
+    for entry in (*scale.stages, *scale.probes):
+        write_json(Path(entry["manifest"]), {})
+
+
 def result(seed, name, rows):
     """What a run writes, with the text probe alone."""
     stages = [
@@ -336,9 +343,7 @@ class TestCommandLine:
 
     @pytest.fixture
     def root(self, tmp_path):
-        scale = retention_plan.standard_scale(tmp_path / "sample")
-        for entry in (*scale.stages, *scale.probes):
-            write_json(Path(entry["manifest"]), {})
+        write_sample(tmp_path / "sample")
         retention_plan.open_scale(tmp_path / "root", tmp_path / "sample")
         return tmp_path / "root"
 
