@@ -17,8 +17,10 @@ from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.prefetch import read_batches
 from medcoss_components.data.sampler import BatchReader, BatchSampler
+from medcoss_components.data.transfer import pin_for
 from medcoss_components.engines.batches import StepBatch, settings_for, step_batch
 from medcoss_components.engines.optimisation import autocast
+from medcoss_components.engines.stepping import StepInBackward
 
 
 class LeanLoader:
@@ -31,7 +33,7 @@ class LeanLoader:
         sizes, full = tuple(len(source) for source in self.sources), frozenset(range(1, len(self.sources)))
         self.sampler = BatchSampler(sizes=sizes, batch_size=batch_size, seed=seed, full_batches=full)
         self.reader = BatchReader(self.sources, current=1, seed=seed)
-        self.epoch = 0
+        self.epoch, self.pin_memory = 0, False
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -41,8 +43,8 @@ class LeanLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        plans, pin = self.sampler.plans(self.epoch), torch.cuda.is_available()
-        yield from read_batches(self.reader.__getitem__, plans, threads=self.num_workers, pin=pin)
+        plans = self.sampler.plans(self.epoch)
+        yield from read_batches(self.reader.__getitem__, plans, threads=self.num_workers, pin=self.pin_memory)
         self.epoch += 1
 
 
@@ -63,6 +65,8 @@ class LeanTrainer:
     ) -> None:
         self.state = SimpleNamespace(iteration=0, device=torch.device(device))
         self.network, self.optimizer, self.precision = network, optimizer, precision
+        pin_for(train_data_loader, self.state.device)
+        self.early_steps = StepInBackward(optimizer)
         self.strategy, self.modalities = get_strategy("medcoss"), train_data_loader.modalities
         self.settings = settings_for(
             network, seed=seed, mask_ratio=0.75, masked_word_share=0.15, vocabulary=vocabulary, augment=True
@@ -75,7 +79,6 @@ class LeanTrainer:
 
     def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
         prepared = self.step_batch(batch)
         with autocast(self.precision, self.state.device):
             if batch["rehearsal"]:
@@ -83,6 +86,5 @@ class LeanTrainer:
             else:
                 term = self.strategy.current_loss(self.network, prepared)
         loss = term.total / term.count.clamp(min=1)
-        loss.backward()
-        self.optimizer.step()
+        self.early_steps.backward(loss)
         return {"loss": loss.detach()}

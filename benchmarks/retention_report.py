@@ -11,7 +11,7 @@ from harness import machine
 from retention_plan import Scale
 from retention_summary import Summary, interval, without_folders
 
-from medcoss_components.files import atomic_path, write_json
+from medcoss_components.files import atomic_path, write_json, write_text
 
 NAME = "retention"
 INTRODUCTION = (
@@ -38,8 +38,7 @@ def write_report(scale: Scale, root: Path, results: Path) -> dict[str, Path]:
     content = Summary(scale, root).content(machine(), settings)
     paths = {kind: results / f"{NAME}.{kind}" for kind in ("json", "md", "png")}
     write_json(paths["json"], content)
-    with atomic_path(paths["md"]) as partial:
-        partial.write_text(markdown(content), encoding="utf-8")
+    write_text(paths["md"], markdown(content))
     draw(content, paths["png"])
     return paths
 
@@ -50,13 +49,23 @@ def percent(values: Sequence[float] | None) -> str:
     >>> percent([0.5, 0.5]), percent([0.5]), percent(None)
     ('50.0 [50.0, 50.0]', '50.0', '-')
     """
-    found = interval(list(values or ()))
-    mean, low, high = (found[name] for name in ("mean", "low", "high"))
+    return _with_interval([100 * value for value in values or ()], ".1f")
+
+
+def difference(values: Sequence[float] | None) -> str:
+    """Mean over seeds with its interval and signs.
+
+    >>> difference([0.5, 0.5]), difference([-0.25]), difference([])
+    ('+0.500 [+0.500, +0.500]', '-0.250', '-')
+    """
+    return _with_interval(values or (), "+.3f")
+
+
+def _with_interval(values: Sequence[float], form: str) -> str:
+    mean, low, high = (interval(values)[name] for name in ("mean", "low", "high"))
     if mean is None:
         return "-"
-    return (
-        f"{100 * mean:.1f}" if low is None or high is None else f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    )
+    return f"{mean:{form}}" + ("" if low is None or high is None else f" [{low:{form}}, {high:{form}}]")
 
 
 def number(values: Sequence[float] | None) -> str:
@@ -155,18 +164,6 @@ def paired_plasticity_table(content: Mapping[str, Any]) -> str:
     modalities = list(dict.fromkeys(name for row in table.values() for name in row))
     rows = [[strategy, *(difference(row.get(name)) for name in modalities)] for strategy, row in table.items()]
     return _table(["strategy", *modalities], rows)
-
-
-def difference(values: Sequence[float] | None) -> str:
-    """Mean over seeds with its interval and signs.
-
-    >>> difference([0.5, 0.5]), difference([-0.25]), difference([])
-    ('+0.500 [+0.500, +0.500]', '-0.250', '-')
-    """
-    mean, low, high = (interval(list(values or ()))[name] for name in ("mean", "low", "high"))
-    if mean is None:
-        return "-"
-    return f"{mean:+.3f}" if low is None or high is None else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:

@@ -144,22 +144,21 @@ class Summary:
     def paired_plasticity(self) -> dict[str, dict[str, list[float]]]:
         """Per strategy and modality: loss minus that of :data:`PLAIN` with the same seed; above 0 is learned worse."""
         losses = self.plasticity()
-        plain = {
-            name: dict(zip(self.seeds(PLAIN), values, strict=True)) for name, values in losses.get(PLAIN, {}).items()
-        }
+        plain = {name: values for name, values in losses.get(PLAIN, {}).items() if name != self.text}
+        others = [name for name in losses if name != PLAIN and plain and Unit(0, name).branches]
         return {
             strategy: {
-                name: [
-                    value - plain[name][seed]
-                    for seed, value in zip(self.seeds(strategy), values, strict=True)
-                    if seed in plain[name]
-                ]
-                for name, values in row.items()
-                if name in plain and name != self.text
+                name: self._differences(strategy, values, PLAIN, plain[name])
+                for name, values in losses[strategy].items()
+                if name in plain
             }
-            for strategy, row in losses.items()
-            if strategy != PLAIN and plain and Unit(0, strategy).branches
+            for strategy in others
         }
+
+    def _differences(self, first: str, ones: Sequence[float], second: str, others: Sequence[float]) -> list[float]:
+        """A measure of one strategy minus that of another, for every seed that both have."""
+        other = dict(zip(self.seeds(second), others, strict=True))
+        return [one - other[seed] for seed, one in zip(self.seeds(first), ones, strict=True) if seed in other]
 
     def untrained(self) -> dict[str, Any]:
         """Scores of the encoder before any training, and what stage 1 adds."""
@@ -183,10 +182,10 @@ class Summary:
         """Differences of a column between strategies, seed by seed, and their interval."""
         rows = []
         for first, second in PAIRS:
-            common = sorted(set(self.seeds(first)) & set(self.seeds(second)))
-            if common and first in table and second in table:
-                one, other = (dict(zip(self.seeds(name), table[name][column], strict=True)) for name in (first, second))
-                values = [one[seed] - other[seed] for seed in common]
+            if first not in table or second not in table:
+                continue
+            values = self._differences(first, table[first][column], second, table[second][column])
+            if values:
                 rows.append({"first": first, "second": second, "differences": values, **interval(values)})
         return rows
 

@@ -14,11 +14,13 @@ import embedding
 import exemplars
 import imports
 import memory
+import products
 import reading
 import training
 from harness import main
 
-ROWS = {**imports.ROWS, **training.ROWS, **reading.ROWS, **exemplars.ROWS, **embedding.ROWS, **memory.ROWS}
+TOPICS = (imports, training, products, reading, exemplars, embedding, memory)
+ROWS = {name: row for topic in TOPICS for name, row in topic.ROWS.items()}
 
 if __name__ == "__main__":
     sys.exit(main(ROWS))

@@ -24,7 +24,7 @@ from medcoss_components.continual.store_view import StoreView
 from medcoss_components.data.modalities import Modality, get_modality
 from medcoss_components.data.store import Store, open_store
 from medcoss_components.errors import InputError
-from medcoss_components.files import PARTIAL_SUFFIX, atomic_path, read_json
+from medcoss_components.files import PARTIAL_SUFFIX, read_json, write_text
 
 BUFFER_FORMAT = 1
 BUFFER_NAME = "buffer.json"
@@ -156,8 +156,7 @@ def write_buffer(buffer: Buffer, path: str | Path) -> Path:
     ]
     opening = json.dumps(header, indent=2, ensure_ascii=False).removesuffix("\n}")
     text = f'{opening},\n  "exemplars": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n"
-    with atomic_path(file) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(file, text)
     return file
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from medcoss_components.data.transfer import to_device
 from medcoss_components.errors import InputError
 
 
@@ -106,9 +107,7 @@ def mix_images(inputs: Tensor, partner_inputs: Tensor, draw: ImageMixDraw) -> Te
     """
     _require_shape("partner_inputs", partner_inputs, inputs.shape)
     _require_shape("draw.weight", draw.weight, inputs.shape[:1])
-    weight = draw.weight.to(device=inputs.device, dtype=inputs.dtype, non_blocking=True).reshape(
-        -1, *[1] * (inputs.dim() - 1)
-    )
+    weight = to_device(draw.weight.to(inputs.dtype), inputs.device).reshape(-1, *[1] * (inputs.dim() - 1))
     return weight * inputs + (1 - weight) * partner_inputs
 
 
@@ -134,5 +133,5 @@ def mix_text(
     _require_shape("partner_ids", partner_ids, ids.shape)
     _require_shape("partner_padding_mask", partner_padding_mask, ids.shape)
     _require_shape("draw.mask", draw.mask, ids.shape)
-    own = draw.mask.to(ids.device, non_blocking=True)
+    own = to_device(draw.mask, ids.device)
     return torch.where(own, ids, partner_ids), torch.where(own, padding_mask, partner_padding_mask)

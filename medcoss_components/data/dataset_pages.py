@@ -10,7 +10,7 @@ from typing import Any
 from medcoss_components.data.adapters.dataset_recipe import TASKS, DatasetRecipe, shipped_datasets
 from medcoss_components.data.modalities import MODALITIES, get_modality
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path
+from medcoss_components.files import write_text
 
 INDEX = "README.md"
 _MARK = "<!-- Written by `medcoss manifest pages` from {}; change that. -->"
@@ -43,8 +43,7 @@ def write_pages(folder: str | Path, *, check: bool = False) -> list[Path]:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             changed.append(path)
             if not check:
-                with atomic_path(path) as partial:
-                    partial.write_text(text, encoding="utf-8")
+                write_text(path, text)
     gone = [path for path in sorted(folder.glob("*.md")) if path.name not in pages]
     for path in [] if check else gone:
         path.unlink()

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import torch
+from medcoss_components.data.transfer import pinned, pinning_start
 
 Plan = TypeVar("Plan")
 Batch = TypeVar("Batch")
@@ -70,21 +70,3 @@ def _take(pending: deque[Future[Batch]], executor: ThreadPoolExecutor) -> Batch:
     if not pending:
         executor.shutdown()
     return batch
-
-
-def pinned(batch: Any) -> Any:
-    """A tensor, or a dict with its tensors, in page-locked memory: copies to a GPU need not be waited for."""
-    if isinstance(batch, dict):
-        return {key: pinned(value) for key, value in batch.items()}
-    return batch.pin_memory() if isinstance(batch, torch.Tensor) else batch
-
-
-def pinning_start() -> Callable[[], None]:
-    """What a thread that pins does first: take the caller's GPU, not the first one, and copy with this thread alone."""
-    device = torch.cuda.current_device()
-
-    def start() -> None:
-        torch.cuda.set_device(device)
-        torch.set_num_threads(1)  # holds for this thread; the network's threads stay as they are
-
-    return start

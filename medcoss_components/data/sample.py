@@ -37,7 +37,15 @@ from medcoss_components.data.locking import kept_lock
 from medcoss_components.data.manifest import SPLITS, Manifest, write_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_folder, atomic_path, read_json, remove_partial, sha256_file, write_json
+from medcoss_components.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    remove_partial,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from medcoss_components.progress import progress
 
 MARKER = "sample.json"
@@ -313,6 +321,5 @@ def write_attribution(root: Path, recipes: Iterable[Recipe], *, path: Path | Non
         text = f"**{recipe.folder}** ({packages}). {recipe.attribution} Licence: {recipe.licence}"
         lines += [textwrap.fill(" ".join(text.split()), width=118), ""]
     content = "\n".join(lines)
-    with atomic_path(root / ATTRIBUTION if path is None else path) as partial:
-        partial.write_text(content, encoding="utf-8")
+    write_text(root / ATTRIBUTION if path is None else path, content)
     return content

@@ -234,7 +234,7 @@ class PretrainingLoader:
         self.sources = [*current, *buffers]
         self.current = len(current)
         self.num_workers = num_workers
-        self.pin_memory = torch.cuda.is_available()
+        self.pin_memory = False
         rank, ranks = idist.get_rank(), idist.get_world_size()
         self.sampler = BatchSampler(
             sizes=tuple(len(source) for source in self.sources),

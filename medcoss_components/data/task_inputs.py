@@ -11,6 +11,7 @@ import torch
 
 from medcoss_components.data.modalities import DIMENSION_AXES, Modality, get_modality
 from medcoss_components.data.regions import region_masks, resolve_regions
+from medcoss_components.data.transfer import to_device
 from medcoss_components.data.transforms import (
     CropFlip,
     draw_augmentation,
@@ -92,7 +93,7 @@ class TaskTransform:
         Returns:
             inputs (B, C, *S) float32 or (B, L) int64; targets (B,) int64 class numbers, or (B, K, *S) float32 masks.
         """
-        inputs, target = self.evaluation(batch["raw"], device), batch["target"].to(device, non_blocking=True)
+        inputs, target = self.evaluation(batch["raw"], device), to_device(batch["target"], device)
         record = self._draw(batch, inputs.shape[2:])
         if record is not None:
             inputs = record.apply(inputs)
@@ -114,7 +115,7 @@ class TaskTransform:
         Raises:
             InputError: samples of another shape.
         """
-        raw = raw.to(device, non_blocking=True)
+        raw = to_device(raw, device)
         if self.modality.dimension == 1 or (self.intensity is None and self.regions is None):
             return to_model_input(self.modality, raw)
         self._check_shape(raw)

@@ -141,7 +141,7 @@ class TaskLoader(Generic[Data]):
         self, dataset: Data, *, size: int, batch_size: int, seed: int, num_workers: int, shuffle: bool
     ) -> None:
         self.dataset, self.num_workers = dataset, num_workers
-        self.pin_memory = torch.cuda.is_available()
+        self.pin_memory = False
         ranks = _ranks()
         self.sampler = BatchSampler(
             sizes=(size,), batch_size=batch_size, seed=seed, ranks=ranks["ranks"], shuffle=shuffle

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from medcoss_components.data.transfer import to_device
 from medcoss_components.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,9 +132,9 @@ class CropFlip(_TensorRecord):
         of a box edge the kernel reads the true neighbours outside the box instead of repeating the edge.
         """
         height, width = inputs.shape[-2:]
-        top, left, box_height, box_width = self.box.to(inputs.device, torch.float32, non_blocking=True).unbind(1)
+        top, left, box_height, box_width = to_device(self.box.float(), inputs.device).unbind(1)
         theta = torch.zeros(len(self.box), 2, 3, device=inputs.device)
-        flip = self.flip.to(inputs.device, non_blocking=True)
+        flip = to_device(self.flip, inputs.device)
         theta[:, 0, 0] = box_width / width * torch.where(flip, -1.0, 1.0)
         theta[:, 1, 1] = box_height / height
         theta[:, 0, 2] = (2 * left + box_width) / width - 1
@@ -154,7 +155,7 @@ class Mirror(_TensorRecord):
         output = torch.empty_like(inputs)
         code = self.flip.cpu().long() @ torch.tensor([4, 2, 1])
         for number in code.unique().tolist():
-            index = (code == number).nonzero().squeeze(1).to(inputs.device, non_blocking=True)
+            index = to_device((code == number).nonzero().squeeze(1), inputs.device)
             axes = [axis + 2 for axis in range(3) if number & (4 >> axis)]
             output[index] = inputs[index].flip(axes)
         return output

@@ -8,8 +8,8 @@ from typing import Any
 import ignite.distributed as idist
 import torch
 
-TIMEOUT = timedelta(hours=24)
-"""As long as that of the ranks' own group, see :func:`~medcoss_components.engines.setup.start_distributed`."""
+TIMEOUT_HOURS = 24.0
+"""How long ranks wait for each other: long, because the others stand still while rank 0 prepares a store."""
 
 
 class AnyRank:
@@ -25,7 +25,7 @@ class AnyRank:
         if idist.get_world_size() == 1:
             return flag
         if self.group is None:
-            self.group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT)
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(hours=TIMEOUT_HOURS))
         value = torch.tensor([int(flag)])
         torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.group)
         return bool(value)

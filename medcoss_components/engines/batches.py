@@ -16,6 +16,7 @@ import torch
 
 from medcoss_components.continual.mixup import draw_image_mix, draw_text_mix, mix_images, mix_text
 from medcoss_components.data.modalities import Modality
+from medcoss_components.data.transfer import to_device
 from medcoss_components.data.transforms import apply_augmentation, draw_augmentation, to_model_input
 from medcoss_components.errors import InputError
 from medcoss_components.pretext.masking import draw_patch_noise, draw_word_masking, mask_words
@@ -106,7 +107,7 @@ class StepBatch:
     def depth_noise(self, purpose: str = "depth") -> torch.Tensor:
         """(own, 2 * depth) uniform draws for stochastic depth; another purpose gives other draws."""
         noise = torch.rand(self.batch["count"], 2 * self.settings.depth, generator=self.generator(purpose))
-        return noise[self.own_rows].to(self.device, non_blocking=True)
+        return to_device(noise[self.own_rows], self.device)
 
     def _common(self, task: str) -> dict[str, Any]:
         return {"modality": self.modality.name, "task": task, "depth_noise": self.depth_noise()}
@@ -132,15 +133,14 @@ class ImageBatch(StepBatch):
 
     def __init__(self, batch: Mapping[str, Any], **options: Any) -> None:
         super().__init__(batch, **options)
-        self.loaded = to_model_input(self.modality, batch["raw"].to(self.device, non_blocking=True))
+        self.loaded = to_model_input(self.modality, to_device(batch["raw"], self.device))
         if self.settings.augment:
             record = draw_augmentation(self.modality, batch["count"], self.generator("augment"))
             self.loaded = apply_augmentation(self.loaded, record.rows(batch["rows"]))
 
     def _masking(self) -> dict[str, Any]:
         noise = draw_patch_noise(self.batch["count"], self.settings.patches(self.modality), self.generator("mask"))
-        noise = noise[self.own_rows].to(self.device, non_blocking=True)
-        return {"noise": noise, "mask_ratio": self.settings.mask_ratio}
+        return {"noise": to_device(noise[self.own_rows], self.device), "mask_ratio": self.settings.mask_ratio}
 
     def pretext(self) -> ModelInputs:
         return ModelInputs(self.loaded[: self.batch["own"]], self._common("pretext") | self._masking())
@@ -149,7 +149,7 @@ class ImageBatch(StepBatch):
         inputs = self.loaded[: self.batch["own"]]
         if mixup:
             draw = draw_image_mix(self.batch["count"], self.generator("mix")).rows(self.own_rows)
-            inputs = mix_images(inputs, self.loaded[self.batch["partners"]], draw)
+            inputs = mix_images(inputs, self.loaded[to_device(self.batch["partners"], self.device)], draw)
         return ModelInputs(inputs, self._common("features") | self._masking())
 
 
@@ -178,8 +178,8 @@ class TextBatch(StepBatch):
     def _inputs(self, ids: torch.Tensor, task: str, **tensors: torch.Tensor) -> ModelInputs:
         """Cut the columns behind the last real token, then move everything to the device."""
         length = real_length(tensors["padding_mask"])
-        moved = {name: tensor[:, :length].to(self.device, non_blocking=True) for name, tensor in tensors.items()}
-        return ModelInputs(ids[:, :length].to(self.device, non_blocking=True), self._common(task) | moved)
+        moved = {name: to_device(tensor[:, :length], self.device) for name, tensor in tensors.items()}
+        return ModelInputs(to_device(ids[:, :length], self.device), self._common(task) | moved)
 
     def pretext(self) -> ModelInputs:
         own, vocabulary = self.batch["own"], self.vocabulary

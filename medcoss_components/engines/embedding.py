@@ -17,6 +17,7 @@ from monai.utils.enums import CommonKeys
 from medcoss_components.data.modalities import Modality
 from medcoss_components.data.prefetch import read_batches
 from medcoss_components.data.sampler import PretrainingLoader, SampleSource, rank_rows
+from medcoss_components.data.transfer import to_device
 from medcoss_components.data.transforms import to_model_input
 from medcoss_components.engines.batches import real_length
 from medcoss_components.engines.evaluator import Evaluator
@@ -74,8 +75,7 @@ def embed_source(
     with closing(_batches(source, rows, batch_size, pin=device.type == "cuda")) as batches:
         total = -(-len(rows) // batch_size)
         for raw in progress(batches, description=f"embed {source.modality.name}", total=total, unit="batch"):
-            tensor = raw.to(device, non_blocking=True)
-            vectors = embed_batch(model, source.modality, tensor, precision=precision, pad_id=pad_id)
+            vectors = embed_batch(model, source.modality, to_device(raw, device), precision=precision, pad_id=pad_id)
             parts.append(vectors.cpu().numpy())
     model.train(was_training)
     return np.concatenate(parts) if parts else np.empty((0, model.sizes.width), np.float32)

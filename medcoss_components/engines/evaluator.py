@@ -10,6 +10,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 from monai.inferers import Inferer, SimpleInferer
 
+from medcoss_components.data.transfer import pin_for
 from medcoss_components.engines.optimisation import autocast, check_precision
 
 
@@ -40,6 +41,7 @@ class Evaluator(SupervisedEvaluator):
     ) -> None:
         device = torch.device(device)
         self.precision = check_precision(precision, device)
+        pin_for(val_data_loader, device)
         super().__init__(
             device=device,
             val_data_loader=val_data_loader,

@@ -81,6 +81,16 @@ class MultiTaskLoader:
         self.epoch, self.step = 0, 0
 
     @property
+    def pin_memory(self) -> bool:
+        """Whether batches come in page-locked memory."""
+        return all(loader.pin_memory for loader in self.loaders.values())
+
+    @pin_memory.setter
+    def pin_memory(self, pin: bool) -> None:
+        for loader in self.loaders.values():
+            loader.pin_memory = pin
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names in the given order."""
         return tuple(self.loaders)

@@ -17,7 +17,7 @@ from medcoss_components.engines.config_steps import check_keys, read_step_config
 from medcoss_components.engines.trained_settings import RUN_RECORD
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json, remove_partial, write_json
-from medcoss_components.tracking.muscle_report import MUSCLE_FILE, muscle_table, write_muscle_report
+from medcoss_components.tracking.muscle_report import MUSCLE_FILE, REPORT_NAME, muscle_table, write_muscle_report
 from medcoss_components.tracking.runs import TrackedRun, open_tracking
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class MusclePretraining:
         self.record["status"] = "finished"
         self._save()
         if self.main:
-            report = write_muscle_report(self.folder)
+            report = self.folder / REPORT_NAME
             for path in (self.folder / MUSCLE_FILE, report):
                 tracked.log_artifact(path)
             print(f"\n{muscle_table(self.folder)}\n\nreport: {report}", flush=True)

@@ -24,6 +24,7 @@ from medcoss_components.continual.strategies import get_strategy
 from medcoss_components.data.manifest import Manifest, read_manifest
 from medcoss_components.data.modalities import get_modality
 from medcoss_components.data.store import Store, prepare_store
+from medcoss_components.engines.agreement import TIMEOUT_HOURS
 from medcoss_components.engines.trained_settings import check_outputs
 from medcoss_components.errors import InputError
 from medcoss_components.files import file_beside
@@ -53,17 +54,31 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def start_distributed(timeout_hours: float = 24.0) -> None:
+def start_distributed(timeout_hours: float = TIMEOUT_HOURS) -> None:
     """Join the process group that ``torchrun`` describes: nccl with GPUs, gloo without; nothing to do for one process.
 
-    The timeout is long because the other ranks wait while rank 0 prepares a store.
+    Args:
+        timeout_hours: how long ranks wait for each other.
+
+    Raises:
+        InputError: there are GPUs, but not one for each process of this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or idist.get_world_size() > 1:
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
+        _check_own_gpu()
         torch.cuda.set_device(default_device())
     idist.initialize(backend, timeout=timedelta(hours=timeout_hours))
+
+
+def _check_own_gpu() -> None:
+    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= found:
+        raise InputError(
+            f"--nproc_per_node: process {local} (from 0) of this machine has no GPU of its own, {found} are visible. "
+            f"Start {found} processes, or set CUDA_VISIBLE_DEVICES= (nothing) to train with all of them on the CPU."
+        )
 
 
 def stop_distributed() -> None:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 RUN_RECORD, RUN_METRICS = "run.json", "metrics.json"
 NAMES = ("classes", "regions", "categories")
 """Settings that name the outputs of a network."""
+BOX_SETTINGS = ("anchor_scale", "score_threshold", "nms_threshold", "boxes_per_image")
+"""Settings of a detector's head that no weights hold and that decide its boxes."""
 _ATTRIBUTE = "trained_settings"
 
 

@@ -13,6 +13,7 @@ from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys
 
 from medcoss_components.continual.strategies import LossTerm
+from medcoss_components.data.transfer import pin_for
 from medcoss_components.engines.allocation import keep_freed_memory
 from medcoss_components.engines.optimisation import check_precision
 from medcoss_components.engines.stepping import StepInBackward
@@ -89,6 +90,7 @@ class ResumableTrainer(SupervisedTrainer):
         device = torch.device(device)
         self.precision = check_precision(precision, device)
         keep_freed_memory(device)
+        pin_for(train_data_loader, device)
         self.model = network.to(device)
         self.max_gradient_norm = max_gradient_norm
         super().__init__(
@@ -150,9 +152,12 @@ class ResumableTrainer(SupervisedTrainer):
             self.optimizer.zero_grad(set_to_none=True)
         term = self.loss_term(batchdata)
         loss, reported = added_means(term)
-        self.gradient_scaler.scale(loss / window).backward()
-        if last:
-            self._update()
+        if self.early_steps is not None:
+            self.early_steps.backward(loss)
+        else:
+            self.gradient_scaler.scale(loss / window).backward()
+            if last:
+                self._update()
         return {
             CommonKeys.LOSS: reduce(torch.add, reported.values()),
             "kind": term.kind,
@@ -163,9 +168,6 @@ class ResumableTrainer(SupervisedTrainer):
         }
 
     def _update(self) -> None:
-        if self.early_steps is not None:
-            self.early_steps.finish()
-            return
         if self.max_gradient_norm is not None:
             self.gradient_scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)

@@ -11,6 +11,7 @@ from medcoss_components.data.boxes import resolve_categories
 from medcoss_components.data.plane_geometry import PlaneGeometry, has_area
 from medcoss_components.engines.detection import found_boxes
 from medcoss_components.engines.task_evaluators import THRESHOLD
+from medcoss_components.engines.trained_settings import BOX_SETTINGS
 from medcoss_components.errors import InputError
 from medcoss_components.evaluation.detection import check_threshold
 from medcoss_components.evaluation.detection_metrics import Boxes
@@ -21,7 +22,6 @@ from medcoss_components.tracking.detection_figures import write_box_overlay
 
 SIDES = ("left", "top", "right", "bottom")
 COCO_RESULTS = "coco_results.json"
-HEAD_SETTINGS = ("anchor_scale", "score_threshold", "nms_threshold", "boxes_per_image")
 
 
 class DetectionPredictor(Predictor):
@@ -62,8 +62,8 @@ class DetectionPredictor(Predictor):
         check_threshold(self.threshold)
         settings = {"categories": self.categories, "threshold": self.threshold, "overlay": overlay}
         super().__init__(val_data_loader=val_data_loader, settings=settings, **options)
-        head = getattr(self.network, "head", None)  # these stand in no weights, and decide the boxes
-        self.settings["head"] = {name: getattr(head, name) for name in HEAD_SETTINGS if hasattr(head, name)}
+        head = getattr(self.network, "head", None)
+        self.settings["head"] = {name: getattr(head, name) for name in BOX_SETTINGS if hasattr(head, name)}
 
     def predict(self, cases: list[InferenceCase]) -> Iterable[Row]:
         inputs = self.inputs(torch.cat([case.raw for case in cases if case.raw is not None]))

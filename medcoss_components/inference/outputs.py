@@ -18,7 +18,7 @@ from medcoss_components.data.readers_source import SourceGrid
 from medcoss_components.data.regions import resolve_regions
 from medcoss_components.engines.records import changed_settings
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json, write_json
+from medcoss_components.files import atomic_path, read_json, write_json, write_text
 from medcoss_components.inference.discovery import FINISHED
 
 SETTINGS = "inference.json"
@@ -67,8 +67,7 @@ class RunRecord:
             except json.JSONDecodeError:
                 break
             self.rows[row["id"]] = row
-        with atomic_path(path) as partial:
-            partial.write_text("".join(_line(row) for row in self.rows.values()), encoding="utf-8")
+        write_text(path, "".join(_line(row) for row in self.rows.values()))
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Record finished cases; they are on disk when this returns."""

@@ -134,21 +134,26 @@ class Predictor(Evaluator):
         """Predict a list; when that fails, one by one, so that only the case at fault is lost."""
         if not cases:
             return
+        columns, failure = self._try(cases)
+        if failure is None:
+            if self.record is not None:
+                self.record.add({**self._name(case), **row} for case, row in zip(cases, columns, strict=True))
+        elif len(cases) == 1:
+            self._fail(cases[0], failure)
+        else:
+            for case in cases:
+                self._predict_all([case])
+
+    def _try(self, cases: list[InferenceCase]) -> tuple[list[Row], str | None]:
+        """Rows of the cases, or why there are none; the error itself ends here, and with it what it holds in memory."""
         try:
             self.network.eval()
             with torch.inference_mode():
-                columns = list(self.predict(cases))
+                return list(self.predict(cases)), None
         except Exception as error:
             if is_disk_full(error):
                 raise
-            if len(cases) > 1:
-                for case in cases:
-                    self._predict_all([case])
-                return
-            self._fail(cases[0], str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
-            return
-        if self.record is not None:
-            self.record.add({**self._name(case), **row} for case, row in zip(cases, columns, strict=True))
+            return [], str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
     def _name(self, case: InferenceCase) -> Row:
         return {"id": case.source.id} | ({"source": case.source.source} if self.source_name else {})

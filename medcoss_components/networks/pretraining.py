@@ -219,7 +219,7 @@ class PretrainingModel(nn.Module):
         if dimension == 1:
             if labels is None:
                 raise InputError("labels=None: masked language modelling needs the labels that mask_words returned.")
-            chosen = labels != IGNORED_LABEL
+            chosen = (labels != IGNORED_LABEL).nonzero(as_tuple=True)  # once: on a GPU the host waits for it
             hidden = self._encode_text(inputs, padding_mask, depth_noise)[chosen]
             return masked_token_loss(self.text_head(hidden), labels[chosen], reduction)
         patches, grid = self._patches(dimension, inputs)

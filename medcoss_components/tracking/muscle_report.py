@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json
+from medcoss_components.files import read_json, write_text
 from medcoss_components.retention.results import change_text, score_text
 from medcoss_components.text_table import text_lines
 from medcoss_components.tracking.muscle_captions import CAPTIONS, INTRODUCTION, TASK_COLUMNS
@@ -24,11 +24,13 @@ from medcoss_components.tracking.report_data import (
     loss_text,
     optional_json,
     seconds_text,
+    status_text,
 )
 from medcoss_components.tracking.report_html import (
     PICTURES_OF_DATA,
     badge,
     fact_list,
+    incomplete,
     page,
     picture,
     settings_section,
@@ -55,10 +57,7 @@ class StepResult:
     @property
     def status(self) -> str:
         """One word or two: finished, stopped after a part, not started."""
-        if self.metrics:
-            return "finished"
-        parts = list(self.record.get("steps") or {})
-        return f"stopped after {parts[-1]}" if parts else "begun" if self.record else "not started"
+        return status_text(self.record.get("steps") or {}, finished=bool(self.metrics), begun=bool(self.record))
 
     @property
     def seconds(self) -> float:
@@ -123,8 +122,7 @@ def write_muscle_report(output_dir: str | Path) -> Path:
     ]
     text = page("X-ray pre-training report", _header(result), sections, PICTURES_OF_DATA)
     path = result.folder / REPORT_NAME
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 
@@ -143,13 +141,7 @@ def _notice(result: MuscleResult) -> str:
     """What is missing and how to go on; empty for a finished run without problems."""
     entries = [f"{step.name}: {step.status}" for step in result.steps if not step.metrics]
     entries += [problem for step in result.steps for problem in step.problems]
-    if not entries:
-        return ""
-    items = "".join(f"<li>{escape(entry)}</li>" for entry in entries)
-    return (
-        f"<div class=notice role=note><b>This run is not complete.</b><ul>{items}</ul>If it is not running, start the "
-        "same command again: finished parts are kept and it goes on where it stopped.</div>"
-    )
+    return incomplete("run", entries, command="the same command", kept="parts")
 
 
 def _section(number: int, step: StepResult) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from medcoss_components.files import atomic_path
+from medcoss_components.files import write_text
 from medcoss_components.text_table import text_lines
 from medcoss_components.tracking import report_html as html
 from medcoss_components.tracking.curves import chain_curves
@@ -37,9 +37,7 @@ def write_report(output_dir: str | Path) -> Path:
     """
     chain = read_chain(output_dir)
     path = chain.folder / REPORT_NAME
-    page = _page(chain)
-    with atomic_path(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(path, _page(chain))
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,7 @@ class StageResult:
     @property
     def status(self) -> str:
         """One word or two for tables: finished, stopped after a step, not started."""
-        if self.finished:
-            return "finished"
-        if self.steps:
-            return f"stopped after {list(self.steps)[-1]}"
-        return "begun" if self.started else "not started"
+        return status_text(self.steps, finished=self.finished, begun=self.started)
 
     def picture(self, kind: str) -> Path | None:
         """Path of a picture, or None when it was not drawn."""
@@ -81,6 +77,18 @@ class ChainResult:
         """Time at which the last recorded step ended, as "2026-01-31 12:00 UTC"."""
         times = [step.get("finished", "") for stage in self.stages for step in stage.steps.values()]
         return f"{max(times)[:16].replace('T', ' ')} UTC" if any(times) else None
+
+
+def status_text(parts: Iterable[str], *, finished: bool, begun: bool) -> str:
+    """How far something is that has ended ``parts`` so far.
+
+    >>> status_text(["prepare", "train"], finished=False, begun=True), status_text((), finished=False, begun=False)
+    ('stopped after train', 'not started')
+    """
+    if finished:
+        return "finished"
+    ended = list(parts)
+    return f"stopped after {ended[-1]}" if ended else "begun" if begun else "not started"
 
 
 def optional_json(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -111,13 +111,27 @@ def notice(chain: ChainResult) -> str:
     problems = [*chain.problems, *(problem for stage in chain.stages for problem in stage.problems)]
     open_stages = [f"{stage.name}: {stage.status}" for stage in chain.stages if not stage.finished]
     entries = [*open_stages, *(f"{name}: not started" for name in chain.planned), *problems]
-    if not entries:
-        return ""
     command = chain.settings.get("command")
     again = f"<code>{escape(str(command))}</code>" if command else "the command that started it"
-    resume = f"If it is not running, start {again} again: finished steps are kept and it goes on where it stopped."
+    return incomplete("chain", entries, command=again, kept="steps")
+
+
+def incomplete(what: str, entries: Sequence[str], *, command: str, kept: str) -> str:
+    """A box that lists what is missing and says how to go on; empty without ``entries``.
+
+    Args:
+        what: what is not complete.
+        entries: what is missing, as text.
+        command: what to start again, as HTML.
+        kept: what of the former start is used.
+    """
+    if not entries:
+        return ""
     items = "".join(f"<li>{escape(entry)}</li>" for entry in entries)
-    return f"<div class=notice role=note><b>This chain is not complete.</b><ul>{items}</ul>{resume}</div>"
+    return (
+        f"<div class=notice role=note><b>This {what} is not complete.</b><ul>{items}</ul>If it is not running, start "
+        f"{command} again: finished {kept} are kept and it goes on where it stopped.</div>"
+    )
 
 
 def summary(chain: ChainResult) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path
+from medcoss_components.files import write_text
 from medcoss_components.tracking.provenance import git_tags
 
 STATUSES = ("FINISHED", "FAILED", "KILLED")
@@ -215,9 +215,8 @@ def output_key(output_dir: str | Path) -> str:
     """
     path = Path(output_dir) / KEY_FILE
     if not path.is_file():
-        with atomic_path(path) as partial:
-            partial.write_text(uuid4().hex, encoding="ascii")
-    return path.read_text(encoding="ascii").strip()
+        write_text(path, uuid4().hex)
+    return path.read_text(encoding="utf-8").strip()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from medcoss_components._version import __version__
 from medcoss_components.evaluation.bootstrap import LEVEL, REPEATS
 from medcoss_components.evaluation.detection import DetectionResult
 from medcoss_components.evaluation.results import ClassificationResult, SegmentationResult, json_numbers
-from medcoss_components.files import atomic_path, write_json
+from medcoss_components.files import atomic_path, write_json, write_text
 from medcoss_components.tracking import detection_figures as draw_boxes
 from medcoss_components.tracking import task_captions as captions
 from medcoss_components.tracking import task_figures as draw
@@ -82,8 +82,7 @@ def write_task_report(
         write_rows(result.box_table(), folder / BOXES_NAME, columns=result.BOX_COLUMNS)
     drawn = _pictures(result, folder)
     worst = _worst(evaluation, folder)
-    with atomic_path(folder / REPORT_NAME) as partial:
-        partial.write_text(_page(evaluation, drawn, worst), encoding="utf-8")
+    write_text(folder / REPORT_NAME, _page(evaluation, drawn, worst))
     write_json(folder / METRICS_NAME, _summary(evaluation, repeats, seed))
     return metrics
 

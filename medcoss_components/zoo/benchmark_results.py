@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path, read_json, write_json
+from medcoss_components.files import read_json, write_json, write_text
 from medcoss_components.zoo.benchmark_cases import compare_cases, read_cases
 from medcoss_components.zoo.benchmark_table import table
 
@@ -98,8 +98,7 @@ def write_results(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     results = gather(folder)
     write_json(folder / RESULTS, results)
-    with atomic_path(folder / TABLE) as partial:
-        partial.write_text(table(results), encoding="utf-8")
+    write_text(folder / TABLE, table(results))
     return results
 
 

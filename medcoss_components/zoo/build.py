@@ -35,7 +35,7 @@ from typing import Any
 import yaml
 
 from medcoss_components.errors import InputError
-from medcoss_components.files import atomic_path
+from medcoss_components.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 COMMON_FAMILY = "common"
@@ -339,8 +339,7 @@ def build_bundles(
     for folder in bundle_folders(bundles_dir, names or ()):
         for name, text in render_bundle(read_source(folder), templates=templates).items():
             if any(difference.path == folder / name for difference in differences):
-                with atomic_path(folder / name) as partial:
-                    partial.write_text(text, encoding="utf-8")
+                write_text(folder / name, text)
     return [difference.path for difference in differences if difference.kind != "extra"]
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medcoss_components.engines.trained_settings import BOX_SETTINGS
 from medcoss_components.errors import InputError
 from medcoss_components.files import read_json
 
@@ -21,11 +22,11 @@ RECORDS = {
 """Record of a training -> the steps that a finished one has. stage.json: pre-training, run.json: fine-tuning."""
 NETWORK_SETTINGS = ("modality", "preset", "text_attention", "decoder_positions")
 """Settings of a stage that decide what network its weights belong to; keys at the top of the configs."""
-BOX_SETTINGS = ("head_width", "anchor_scale", "score_threshold", "nms_threshold", "boxes_per_image")
+HEAD_SETTINGS = ("head_width", *BOX_SETTINGS)
 TASK_SETTINGS = {
     "classification": ("modality", "preset", "text_attention", "input_shape", "classes", "preparation", "intensity"),
     "segmentation": ("modality", "preset", "feature_size", "input_shape", "regions", "preparation", "intensity"),
-    "detection": ("modality", "preset", "input_shape", "categories", "preparation", "intensity", *BOX_SETTINGS),
+    "detection": ("modality", "preset", "input_shape", "categories", "preparation", "intensity", *HEAD_SETTINGS),
     "multitask": ("modality", "preset", "input_shape", "intensity"),
     "contrastive": ("modality", "preset", "input_shape", "intensity"),
 }

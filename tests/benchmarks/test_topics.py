@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 import embedding  # isort: skip
 import exemplars
 import imports
 import memory
+import products
 import reading
 import run
 import training
@@ -32,6 +34,21 @@ def test_training_rows(name, options, tiny_setting):
 @pytest.mark.parametrize("name", list(embedding.SETTINGS))
 def test_embedding_rows(name, options, tiny_setting):
     _check(embedding.embedding_row(name, options, tiny_setting(embedding.SETTINGS[name][0])))
+
+
+def test_product_rows(options, tiny_setting):
+    row = _check(products.products_row("products_2d", options, tiny_setting("xray")))
+    assert row.target is None and "GFLOP" in row.note
+
+
+def test_products_of_a_layer_are_counted_forward_and_backward():
+    layer = torch.nn.Linear(6, 10)
+    with products.ProductCounter() as counter:
+        layer(torch.randn(4, 6, requires_grad=True)).sum().backward()
+    weight = products.Layout(6, 10, transposed=True)
+    assert counter.found[products.Layout(4, 6, transposed=False), weight] == 1
+    assert sum(counter.found.values()) == 3 and products.operations(counter.found) == 3 * 2 * 4 * 6 * 10
+    assert weight.made(torch.bfloat16).stride() == (1, 6)
 
 
 def test_reading_rows(options):

@@ -139,6 +139,11 @@ class TestWeightAnchor:
         anchor.enter(1)
         assert anchor.term(1.0).total.item() == 0
 
+    def test_frozen_backbone_has_no_penalty_on_its_own_device(self):
+        anchor = WeightAnchor(nn.Linear(2, 1, device="meta").requires_grad_(False))
+        anchor.enter(0)
+        assert anchor.term(1.0).total.device.type == "meta"
+
     def test_gradient_is_that_of_the_equation(self, backbone):
         anchor = WeightAnchor(backbone)
         anchor.enter(0)

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from medcoss_components.data.prefetch import PLANS_PER_THREAD, pinned, pinning_start, read_ahead
+from medcoss_components.data.prefetch import PLANS_PER_THREAD, read_ahead
 
 TIMEOUT = 30  # seconds until a test that hangs fails
 
@@ -133,22 +133,7 @@ class TestReadAhead:
         assert len(set(started)) == len(started) == 2 and threading.get_ident() not in started
 
 
-class TestPinning:
-    def test_tensors_alone(self, monkeypatch):
-        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
-        batch = pinned({"raw": torch.zeros(2), "ids": ["a"], "own": 3})
-        assert batch["raw"].tolist() == [1, 1] and (batch["ids"], batch["own"]) == (["a"], 3)
-
-    def test_threads_take_the_gpu_of_the_caller(self, monkeypatch):
-        calls = []
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-        monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
-        monkeypatch.setattr(torch, "set_num_threads", lambda count: calls.append(("threads", count)))
-        start = pinning_start()
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # a new thread's
-        assert list(read_ahead(abs, range(3), threads=1, start=start)) == [0, 1, 2]
-        assert calls == [("device", 3), ("threads", 1)]
-
+class TestThreads:
     def test_number_of_threads_of_the_network_stays(self):
         before, count = torch.get_num_threads(), []
         torch.set_num_threads(2)

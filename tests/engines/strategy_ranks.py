@@ -53,21 +53,24 @@ def network(sizes: dict) -> PretrainingModel:
     return PretrainingModel(preset="demo", **sizes)
 
 
-def train(folder: Path, sizes: dict, strategy: str) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """The parts of every loss, and the network's weights and those of its companion at the end; then the importance."""
-    model, outputs = network(sizes), []
-    trainer = Pretrainer(
+def trainer_of(model: PretrainingModel, **options) -> Pretrainer:
+    """Three epochs over the seven pictures."""
+    return Pretrainer(
         device="cpu",
         max_epochs=3,
         train_data_loader=PretrainingLoader(Pictures(), batch_size=5, seed=0),
         network=model,
         optimizer=pretraining_optimizer(network=model, learning_rate=1e-3),
-        strategy=strategy,
-        strategy_options={"ewc_weight": 10.0},
-        init_weights=folder,
         precision="float32",
-        max_gradient_norm=1.0,
+        **options,
     )
+
+
+def train(folder: Path, sizes: dict, strategy: str) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The parts of every loss, and the network's weights and those of its companion at the end; then the importance."""
+    model, outputs = network(sizes), []
+    options = {"strategy": strategy, "strategy_options": {"ewc_weight": 10.0}, "init_weights": folder}
+    trainer = trainer_of(model, max_gradient_norm=1.0, **options)
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: outputs.append(engine.state.output["parts"]))
     trainer.run()
     output = folder / f"{strategy}{idist.get_world_size()}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
@@ -262,6 +264,26 @@ class TestSteppingInBackward:
             ).model
             for norm in (None, 1e9)
         ]
+        assert same_weights(*ends)
+
+    def test_nothing_outlives_the_trainer(self, fake_source, make_trainer, tiny_network):
+        """Autograd holds hooks out of the collector's sight: a chain would keep the networks of all its stages."""
+        trainer = self.trained(fake_source, make_trainer, tiny_network)
+        left = [weakref.ref(parameter) for parameter in (*trainer.model.parameters(), *trainer.optimizer.state)]
+        left.append(weakref.ref(trainer))
+        del trainer
+        gc.collect()
+        assert [reference for reference in left if reference() is not None] == []
+
+    def test_a_second_trainer_of_the_network_steps_alone(self, fake_source, make_trainer, tiny_network):
+        ends = []
+        for first in (False, True):
+            network = tiny_network()
+            other = make_trainer(fake_source("xray", 8), network=network) if first else None
+            trainer = make_trainer(fake_source("xray", 8), network=network)
+            trainer.run()
+            ends.append(network)
+            assert other is None or not other.optimizer.state
         assert same_weights(*ends)
 
     @pytest.mark.parametrize("options", [{"max_gradient_norm": 1.0}, {"accumulation_steps": 2}])

@@ -63,8 +63,18 @@ class TestDistributed:
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("LOCAL_RANK", "1")
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         start_distributed()
         assert calls == [torch.device("cuda", 1), ("nccl", {"timeout": timedelta(hours=24)})]
+
+    def test_more_processes_than_gpus(self, calls, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("LOCAL_RANK", "2")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(InputError, match=r"--nproc_per_node: process 2 .* 2 are visible.*CUDA_VISIBLE_DEVICES="):
+            start_distributed()
+        assert calls == []
 
     def test_leaves_the_group(self, calls, monkeypatch):
         monkeypatch.setattr(setup.idist, "get_world_size", lambda: 2)
