@@ -280,6 +280,16 @@ class TestStrategies:
         assert kinds(folder, "02_tiny_volume") == second
         assert metrics(folder, "02_tiny_volume")["strategy"] == strategy
 
+    def test_no_network_outlives_its_stage(self, build, tmp_path, monkeypatch):
+        def alive():
+            gc.collect()
+            return sum(type(found) is torch.nn.Parameter for found in gc.get_objects())
+
+        counts, before = [], alive()
+        monkeypatch.setattr(chain_module, "write_report", lambda folder: counts.append(alive()))
+        build(tmp_path / "run", "tiny_picture", "tiny_volume").run()
+        assert len(counts) >= 2 and max(counts) <= before
+
     def test_joint_is_one_stage_of_all(self, build, tmp_path):
         folder = build(tmp_path / "run", *ENTRIES, strategy="joint").run()
         assert [stage["folder"] for stage in read_chain(folder)["stages"]] == ["01_joint"]
