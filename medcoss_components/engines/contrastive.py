@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
-from monai.inferers import Inferer
 from monai.utils.enums import CommonKeys
 from torch import Tensor
 from torch.nn import functional
@@ -64,21 +62,16 @@ class ContrastiveTrainer(ResumableTrainer):
 
     Args:
         device: where to train.
-        max_epochs: epochs of the run.
         train_data_loader: a :class:`~medcoss_components.data.contrastive_loader.ContrastiveLoader`.
         network: the query network, holding the weights that the run starts from.
-        optimizer: see :func:`contrastive_optimizer`.
         preprocessing: draws and makes the views.
         queue_size, momentum, temperature: see :class:`~medcoss_components.pretext.contrastive.MomentumContrast`.
         normalisation_groups: parts of a global batch that batch normalisation counts over; each rank has its share of
             them and at least one, and none is below two images. Ranks make no difference to the losses where they share
             the groups evenly.
         seed: seed of the run.
-        precision: "float32", "bf16" or "fp16"; the loss is always computed in float32.
-        accumulation_steps: batches per optimiser step.
-        max_gradient_norm: gradient norm is clipped to this; None does not clip.
-        inferer: MONAI inferer that calls the network.
-        train_handlers: further handlers.
+        options: those of :class:`~medcoss_components.engines.trainer.ResumableTrainer`, among them ``max_epochs`` and
+            ``optimizer``, see :func:`contrastive_optimizer`. The loss is computed in float32 in every precision.
 
     Raises:
         InputError: a setting out of range, or a loader that reads no partners.
@@ -90,21 +83,15 @@ class ContrastiveTrainer(ResumableTrainer):
         self,
         *,
         device: torch.device | str,
-        max_epochs: int,
         train_data_loader: ContrastiveLoader,
         network: ContrastiveModel,
-        optimizer: torch.optim.Optimizer,
         preprocessing: PairTransform,
         queue_size: int = 24_576,
         momentum: float = 0.999,
         temperature: float = 0.07,
         normalisation_groups: int = 4,
         seed: int = 0,
-        precision: str = "bf16",
-        accumulation_steps: int = 1,
-        max_gradient_norm: float | None = None,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         _check_parts(train_data_loader, network, preprocessing, normalisation_groups, queue_size)
         self.preprocessing, self.normalisation_groups = preprocessing, normalisation_groups
@@ -119,16 +106,10 @@ class ContrastiveTrainer(ResumableTrainer):
         self.measured: dict[str, Tensor] = {}
         super().__init__(
             device=device,
-            max_epochs=max_epochs,
             train_data_loader=train_data_loader,
             network=network,
-            optimizer=optimizer,
             loss_function=self.contrast.terms,
-            precision=precision,
-            accumulation_steps=accumulation_steps,
-            max_gradient_norm=max_gradient_norm,
-            inferer=inferer,
-            train_handlers=train_handlers,
+            **options,
         )
         self.add_event_handler(Events.STARTED, self._start)
 

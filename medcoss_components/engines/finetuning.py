@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.inferers import Inferer
 
 from medcoss_components.continual.strategies import LossTerm
+from medcoss_components.data.transfer import to_device
 from medcoss_components.engines.batches import real_length
 from medcoss_components.engines.optimisation import autocast
 from medcoss_components.engines.task_losses import as_float32, task_of
@@ -29,22 +29,18 @@ class FineTuner(ResumableTrainer):
     "detection".
 
     Args:
-        device: where to train.
-        max_epochs: epochs of the run.
         train_data_loader: a :class:`~medcoss_components.data.task_loader.ClassificationLoader` or
             :class:`~medcoss_components.data.task_loader.SegmentationLoader` or one of detection.
         network: the task network, holding the weights that the run starts from.
-        optimizer: see :func:`~medcoss_components.engines.optimisation.finetuning_optimizer`.
         loss_function: ``(outputs, targets) ->`` a :class:`~medcoss_components.continual.strategies.LossTerm` or a
             scalar mean over the samples (any loss of torch or MONAI).
         preprocessing: turns a stored batch into inputs and targets, see
             :class:`~medcoss_components.data.task_inputs.TaskTransform`.
         seed: seed of the run.
-        precision: "float32", "bf16" or "fp16"; the loss is always computed in float32.
-        accumulation_steps: batches per optimiser step.
         max_gradient_norm: gradient norm is clipped to this; None does not clip.
-        inferer: MONAI inferer that calls the network.
-        train_handlers: further handlers.
+        options: those of :class:`~medcoss_components.engines.trainer.ResumableTrainer`, among them ``device``,
+            ``max_epochs`` and ``optimizer``, see :func:`~medcoss_components.engines.optimisation.finetuning_optimizer`.
+            The loss is computed in float32 in every precision.
     """
 
     partly_used = False
@@ -52,42 +48,30 @@ class FineTuner(ResumableTrainer):
     def __init__(
         self,
         *,
-        device: torch.device | str,
-        max_epochs: int,
         train_data_loader: Any,
         network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
         loss_function: Callable[[Any, Any], LossTerm | torch.Tensor],
         preprocessing: TaskTransform,
         seed: int = 0,
-        precision: str = "bf16",
-        accumulation_steps: int = 1,
         max_gradient_norm: float | None = 12.0,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         self.preprocessing, self.seed = preprocessing, seed
         self.kind = task_of(train_data_loader.dataset)
         self.depth = _branches(network)
         super().__init__(
-            device=device,
-            max_epochs=max_epochs,
             train_data_loader=train_data_loader,
             network=network,
-            optimizer=optimizer,
             loss_function=loss_function,
-            precision=precision,
-            accumulation_steps=accumulation_steps,
             max_gradient_norm=max_gradient_norm,
-            inferer=inferer,
-            train_handlers=train_handlers,
+            **options,
         )
 
     def depth_noise(self, batch: dict[str, Any]) -> torch.Tensor:
         """(own, 2 * depth) uniform draws for stochastic depth, the own rows of those of the global batch."""
         generator = generator_for(self.seed, "depth", batch["epoch"], batch["step"])
         noise = torch.rand(batch["count"], 2 * self.depth, generator=generator)
-        return noise[batch["rows"][: batch["own"]]].to(self.state.device)
+        return to_device(noise[batch["rows"][: batch["own"]]], self.state.device)
 
     def loss_term(self, batch: dict[str, Any]) -> LossTerm:
         inputs, targets = self.preprocessing.training(batch, self.state.device)

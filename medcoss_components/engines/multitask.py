@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from ignite.engine import Events
-from monai.inferers import Inferer
 
 from medcoss_components.continual.memorization import FeatureMemory, WeightAnchor, feature_term
 from medcoss_components.continual.strategies import LossTerm
@@ -100,12 +99,9 @@ class MultiTaskTrainer(ResumableTrainer):
     so a wider backbone asks for smaller numbers.
 
     Args:
-        device: where to train.
-        max_epochs: rounds of the run.
         train_data_loader: the tasks in turn.
         network: ``network(images, task=name) -> (output, pooled)`` with ``backbone``, ``heads`` and
             ``embedding(images, task)``, holding the weights that the run starts from.
-        optimizer: its optimiser; a head whose task has no turn gets no gradient and is left alone.
         preprocessing: task -> what turns its stored batches into inputs and targets.
         losses: task -> ``(output, targets) ->`` a :class:`~medcoss_components.continual.strategies.LossTerm` or a
             scalar mean over the samples.
@@ -113,11 +109,10 @@ class MultiTaskTrainer(ResumableTrainer):
         feature_weight: lam_f; 0 goes without the cached features.
         anchor_weight: lam_w; 0 goes without the anchor.
         freeze_batch_norm: whether the backbone's batch norm keeps statistics and affine values.
-        precision: "float32", "bf16" or "fp16"; losses are always computed in float32.
-        accumulation_steps: batches per optimiser step; a visit closes its last step.
         max_gradient_norm: gradient norm is clipped to this; None does not clip.
-        inferer: MONAI inferer that calls the network.
-        train_handlers: further handlers.
+        options: those of :class:`~medcoss_components.engines.trainer.ResumableTrainer`, among them ``device``,
+            ``max_epochs`` (rounds), ``optimizer`` (a head whose task has no turn gets no gradient and is left alone)
+            and ``accumulation_steps`` (a visit closes its last step). Losses are float32 in every precision.
 
     Raises:
         InputError: a task without preprocessing, loss or head, or a weight that is no finite number of at least 0.
@@ -128,22 +123,16 @@ class MultiTaskTrainer(ResumableTrainer):
     def __init__(
         self,
         *,
-        device: torch.device | str,
-        max_epochs: int,
         train_data_loader: MultiTaskLoader,
         network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
         preprocessing: Mapping[str, TaskTransform],
         losses: Mapping[str, Callable[[Any, Any], LossTerm | torch.Tensor]],
         memory: FeatureMemory | None = None,
         feature_weight: float = FEATURE_WEIGHT,
         anchor_weight: float = ANCHOR_WEIGHT,
         freeze_batch_norm: bool = True,
-        precision: str = "bf16",
-        accumulation_steps: int = 1,
         max_gradient_norm: float | None = 12.0,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         self.preprocessing, self.losses = dict(preprocessing), dict(losses)
         weights = _checked("feature_weight", feature_weight), _checked("anchor_weight", anchor_weight)
@@ -157,16 +146,7 @@ class MultiTaskTrainer(ResumableTrainer):
             network.backbone.freeze_batch_norm(True)
         self.anchor = WeightAnchor(network.backbone)
         super().__init__(
-            device=device,
-            max_epochs=max_epochs,
-            train_data_loader=train_data_loader,
-            network=network,
-            optimizer=optimizer,
-            precision=precision,
-            accumulation_steps=accumulation_steps,
-            max_gradient_norm=max_gradient_norm,
-            inferer=inferer,
-            train_handlers=train_handlers,
+            train_data_loader=train_data_loader, network=network, max_gradient_norm=max_gradient_norm, **options
         )
         self.add_event_handler(Events.STARTED, self._start)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.inferers import Inferer
 
 from medcoss_components.continual.distillation import frozen_teacher
 from medcoss_components.continual.strategies import LossTerm, Strategy, get_strategy
@@ -27,7 +26,6 @@ class Pretrainer(ResumableTrainer):
 
     Args:
         device: where to train.
-        max_epochs: epochs of the stage.
         train_data_loader: a :class:`~medcoss_components.data.sampler.PretrainingLoader`.
         network: the pre-training model, holding the weights that the stage starts from.
         optimizer: see :func:`~medcoss_components.engines.optimisation.pretraining_optimizer`.
@@ -37,21 +35,16 @@ class Pretrainer(ResumableTrainer):
             scratch.
         vocabulary: needed when a batch holds text.
         seed: seed of the run.
-        precision: "float32", "bf16" or "fp16".
         mask_ratio: share of removed patches.
         masked_word_share: share of words masked.
         augment: whether images are augmented.
-        accumulation_steps: batches per optimiser step.
-        max_gradient_norm: gradient norm is clipped to this; None does not clip.
-        inferer: MONAI inferer that calls the network.
-        train_handlers: further handlers.
+        options: those of :class:`~medcoss_components.engines.trainer.ResumableTrainer`, ``max_epochs`` among them.
     """
 
     def __init__(
         self,
         *,
         device: torch.device | str,
-        max_epochs: int,
         train_data_loader: PretrainingLoader,
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -60,14 +53,10 @@ class Pretrainer(ResumableTrainer):
         init_weights: str | Path | None = None,
         vocabulary: Vocabulary | None = None,
         seed: int = 0,
-        precision: str = "bf16",
         mask_ratio: float = 0.75,
         masked_word_share: float = 0.15,
         augment: bool = True,
-        accumulation_steps: int = 1,
-        max_gradient_norm: float | None = None,
-        inferer: Inferer | None = None,
-        train_handlers: Sequence[Any] = (),
+        **options: Any,
     ) -> None:
         self.strategy = get_strategy(strategy, strategy_options)
         self.strategy.start(network.to(device), init_weights=init_weights, seed=seed)
@@ -83,16 +72,7 @@ class Pretrainer(ResumableTrainer):
             augment=augment,
         )
         super().__init__(
-            device=device,
-            max_epochs=max_epochs,
-            train_data_loader=train_data_loader,
-            network=network,
-            optimizer=optimizer,
-            precision=precision,
-            accumulation_steps=accumulation_steps,
-            max_gradient_norm=max_gradient_norm,
-            inferer=inferer,
-            train_handlers=train_handlers,
+            device=device, train_data_loader=train_data_loader, network=network, optimizer=optimizer, **options
         )
 
     def _make_teacher(self, network: torch.nn.Module, loader: PretrainingLoader) -> torch.nn.Module | None:

@@ -156,8 +156,8 @@ class ResumableTrainer(SupervisedTrainer):
             self.early_steps.backward(loss)
         else:
             self.gradient_scaler.scale(loss / window).backward()
-            if last:
-                self._update()
+        if last:
+            self._update()
         return {
             CommonKeys.LOSS: reduce(torch.add, reported.values()),
             "kind": term.kind,
@@ -168,6 +168,9 @@ class ResumableTrainer(SupervisedTrainer):
         }
 
     def _update(self) -> None:
+        """Let the optimiser step, where it has not done so in the backward pass."""
+        if self.early_steps is not None:
+            return
         if self.max_gradient_norm is not None:
             self.gradient_scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_gradient_norm)

@@ -33,7 +33,7 @@ class Predictor(Evaluator):
         val_data_loader: the cases.
         preprocessing: the ``TaskTransform`` of the training; its ``evaluation`` makes inputs of stored values.
         output_dir: folder of all outputs; one that was begun with the same settings is gone on with.
-        settings: what else decides the outputs, as JSON values.
+        settings: what else decides the outputs, as JSON values; a subclass gives them.
         source_name: whether tables name each case's file below the input.
         raise_on_failure: raise when cases failed, after all outputs are written.
         options: the others of :class:`~medcoss_components.engines.evaluator.Evaluator`; the network has its weights.
@@ -51,14 +51,14 @@ class Predictor(Evaluator):
         val_data_loader: InferenceLoader,
         preprocessing: Any,
         output_dir: str | Path,
-        settings: dict[str, Any],
+        settings: dict[str, Any] | None = None,
         source_name: bool = True,
         raise_on_failure: bool = True,
         **options: Any,
     ) -> None:
         self.loader, self.cases, self.preprocessing = val_data_loader, val_data_loader.cases, preprocessing
         self.output_dir, self.source_name, self.raise_on_failure = Path(output_dir), source_name, raise_on_failure
-        self.settings, self.failures = settings, list[tuple[str, str, str]]()
+        self.settings, self.failures = dict(settings or {}), list[tuple[str, str, str]]()
         self.record: RunRecord | None = None
         self._bar: Any = None
         super().__init__(val_data_loader=val_data_loader, **options)

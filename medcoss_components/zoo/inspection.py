@@ -82,6 +82,23 @@ def resolve_target(target: str) -> Callable[..., Any]:
     return found
 
 
+def full_signature(target: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a callable; where a class hands ``**options`` on, those of the class that it builds on belong to
+    it."""
+    signature = inspect.signature(target)
+    for base in inspect.getmro(target)[1:-1] if inspect.isclass(target) else ():
+        names = dict(signature.parameters)
+        if "options" not in names or names["options"].kind is not inspect.Parameter.VAR_KEYWORD:
+            break
+        if "__init__" in vars(base):
+            del names["options"]
+            for name, entry in inspect.signature(base).parameters.items():
+                handed_on = entry if entry.kind is entry.VAR_KEYWORD else entry.replace(kind=entry.KEYWORD_ONLY)
+                names.setdefault(name, handed_on)
+            signature = signature.replace(parameters=sorted(names.values(), key=lambda entry: entry.kind))
+    return signature
+
+
 def target_problems(config: Mapping[str, Any]) -> list[str]:
     """Targets that do not resolve, argument names that they do not take, and required arguments that are missing."""
     problems = []
@@ -93,7 +110,7 @@ def target_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _part_problems(part: Mapping[str, Any]) -> list[str]:
     try:
-        signature = inspect.signature(resolve_target(part["_target_"]))
+        signature = full_signature(resolve_target(part["_target_"]))
     except (LookupError, ValueError) as error:
         return [str(error)]
     names = {key: None for key in part if key not in PART_KEYS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from medcoss_components.zoo.inspection import (
     bundle_problems,
     config_problems,
+    full_signature,
     iterate,
     metadata_problems,
     resolve_target,
@@ -33,6 +35,42 @@ GOOD: dict[str, Any] = {
 
 def with_change(change: dict[str, Any]) -> dict[str, Any]:
     return {**copy.deepcopy(GOOD), **change}
+
+
+class TestOptionsHandedOn:
+    """Arguments of the classes below count where a class takes ``**options``."""
+
+    TRAINER = "medcoss_components.Pretrainer"
+    PREDICTOR = "medcoss_components.DetectionPredictor"
+
+    @pytest.mark.parametrize(("target", "name"), [(TRAINER, "max_epochs"), (PREDICTOR, "output_dir")])
+    def test_are_needed_and_known(self, target, name):
+        names = set(full_signature(resolve_target(target)).parameters)
+        good = dict.fromkeys(names, "@size")
+        assert name in names and "options" not in names
+        assert config_problems(with_change({"parts": {"_target_": target, **good}})) == []
+        wrong = {f"{name}s" if key == name else key: value for key, value in good.items()}
+        (problem,) = config_problems(with_change({"parts": {"_target_": target, **wrong}}))
+        assert f"missing a required argument: '{name}'" in problem
+        (problem,) = config_problems(with_change({"parts": {"_target_": target, **good, "precison": 1}}))
+        assert "unexpected keyword argument 'precison'" in problem
+
+    def test_own_arguments_come_before_those_handed_on(self):
+        class Base:
+            def __init__(self, *, size: int, rate: float = 1.0) -> None: ...
+
+        class Built(Base):
+            def __init__(self, name: str, *, rate: float, **options: Any) -> None: ...
+
+        class Again(Built):
+            pass
+
+        assert str(full_signature(Again)).startswith("(name: 'str', *, rate: 'float', size: 'int')")
+
+    def test_what_is_no_class_stays_as_it_is(self):
+        def function(size: int, **options: Any) -> None: ...
+
+        assert full_signature(function).parameters["options"].kind is inspect.Parameter.VAR_KEYWORD
 
 
 def test_good_config_has_no_problem() -> None:
