@@ -137,6 +137,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def draw(runs: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]], path: Path) -> None:
     """Loss curves of all stages, one panel each: thin lines are seeds, thick ones their mean."""
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -145,11 +146,11 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Mapping[str, Any]]]], path: Pa
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.2), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
         for precision in PRECISIONS:
-            lines = [run[name]["losses"] for run in runs[precision]]
-            steps = runs[precision][0][name]["steps"]
+            lines = [(run[name]["steps"], run[name]["losses"]) for run in runs[precision]]
             for line in lines:
-                axis.plot(steps, line, color=COLOURS[precision], linewidth=0.6, alpha=0.4)
-            mean = [statistics.fmean(values) for values in zip(*lines, strict=True)]
+                axis.plot(*line, color=COLOURS[precision], linewidth=0.6, alpha=0.4)
+            steps = lines[0][0]  # another seed rehearses at other steps
+            mean = np.mean([np.interp(steps, *line) for line in lines], axis=0)
             style = "-" if precision == "float32" else "--"
             axis.plot(steps, mean, style, color=COLOURS[precision], linewidth=1.8, label=precision)
         axis.set(title=name, xlabel="iteration", ylabel="pretext loss")
