@@ -164,8 +164,10 @@ class WeightAnchor:
         if self.visit is None:
             raise InputError("weight anchor: no visit has begun; call enter() before the first step.")
         parts = [(value.float() - self.values[name].float()).square().sum() for name, value in self._parameters()]
-        none = torch.zeros((), device=next(self.backbone.parameters()).device)
-        penalty = weight * (torch.stack(parts).sum() if parts else none)
+        if parts:
+            penalty = weight * torch.stack(parts).sum()
+        else:  # a frozen backbone
+            penalty = torch.zeros((), device=next(self.backbone.parameters()).device)
         return LossTerm(ANCHOR, penalty, penalty.new_ones(()))
 
     def state_dict(self) -> dict[str, Any]:
